@@ -1,0 +1,309 @@
+/* dsv4.h - the one public header of libdsv4: DeepSeek-V4 models on ordinary computers.
+ *
+ * Objects
+ *   dsv4_engine      a loaded model: weights, tokenizer, threads, kernels. Read-only once open.
+ *   dsv4_seq         one timeline of tokens with its caches; belongs to an engine.
+ *   dsv4_tokenizer   text <-> token ids; every engine owns one, it can be opened alone.
+ *   dsv4_parser      model output -> reasoning, content and tool calls, as it streams.
+ *   dsv4_sampler     logits -> a token.
+ *
+ * Rules
+ *   Functions that can fail return 0 or a negative dsv4_status and fill `err` (never NULL) with one
+ *   message that says what, where and what was expected. After a failure every out-parameter is
+ *   NULL or unchanged, and every object passed in is still usable and still has to be closed.
+ *   The library never prints, never exits and never aborts on input. It keeps no global state.
+ *   An engine may be used by one thread at a time; different engines are independent.
+ *   Text is UTF-8 with an explicit length. What the library allocates for the caller is released
+ *   by dsv4_free(); objects by their close function (all of which accept NULL).
+ */
+#ifndef DSV4_H
+#define DSV4_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define DSV4_API __attribute__((visibility("default")))
+#else
+#define DSV4_API
+#endif
+
+#define DSV4_VERSION "0.1.0"
+
+/* ------------------------------------------------------------------ status and errors */
+
+typedef enum dsv4_status {
+    DSV4_OK = 0,
+    DSV4_FAILED = -1,      /* the operation failed (I/O, a limit reached) */
+    DSV4_USAGE = -2,       /* a wrong argument */
+    DSV4_REFUSED = -3,     /* a model or another file is not acceptable */
+    DSV4_NO_MEMORY = -4,   /* not enough memory, planned or met */
+    DSV4_INTERRUPTED = -5, /* a callback asked to stop */
+} dsv4_status;
+
+typedef struct dsv4_err {
+    int status;      /* the last failure's dsv4_status; 0 when none */
+    char text[1020]; /* its message, no newline at the end; UTF-8 */
+} dsv4_err;
+
+DSV4_API void dsv4_free(void *p);
+
+/* ------------------------------------------------------------------ tokenizer */
+
+typedef struct dsv4_tokenizer dsv4_tokenizer;
+
+/* Opens a `tokenizer.json`. Refused: anything but byte-level BPE, broken tables. */
+DSV4_API int dsv4_tokenizer_open(dsv4_tokenizer **out, const char *file, dsv4_err *err);
+DSV4_API void dsv4_tokenizer_close(dsv4_tokenizer *t);
+
+/* Number of ids, added tokens included (ids are 0 .. size-1). */
+DSV4_API size_t dsv4_tokenizer_size(const dsv4_tokenizer *t);
+
+/* text[0..len) -> *ids (malloc'ed, *n of them). With `markers` the added tokens (role markers,
+ * <think>, ...) are recognised in the text; without, they are ordinary characters: text that comes
+ * from outside is always encoded without. Ill-formed UTF-8 becomes U+FFFD per maximal subpart. */
+DSV4_API int dsv4_encode(const dsv4_tokenizer *t, const char *text, size_t len, bool markers,
+                         int32_t **ids, size_t *n, dsv4_err *err);
+
+/* Bytes of one token (an added token: its text). NULL with *len 0 for an id out of range.
+ * The bytes of a single token need not be whole UTF-8 characters. Valid while `t` is open. */
+DSV4_API const char *dsv4_token_bytes(const dsv4_tokenizer *t, int32_t id, size_t *len);
+
+/* True for added tokens with "special": true (left out when text is shown). */
+DSV4_API bool dsv4_token_special(const dsv4_tokenizer *t, int32_t id);
+
+/* The id of an added token by its text; -1 when there is none. */
+DSV4_API int32_t dsv4_token_find(const dsv4_tokenizer *t, const char *text);
+
+/* Streaming display of bytes: hands out only whole characters, each maximal ill-formed
+ * subsequence as one U+FFFD. Zero-initialise; push; flush at the end. */
+typedef struct dsv4_utf8 {
+    unsigned char held[4];
+    unsigned n_held;
+} dsv4_utf8;
+
+/* Writes at most 3 * len + 9 bytes to out, returns how many. */
+DSV4_API size_t dsv4_utf8_push(dsv4_utf8 *u, const char *bytes, size_t len, char *out);
+/* Writes at most 9 bytes to out, returns how many. */
+DSV4_API size_t dsv4_utf8_flush(dsv4_utf8 *u, char *out);
+
+/* ------------------------------------------------------------------ chat encoding */
+
+/* How a family and revision of the models writes prompts and answers. */
+typedef enum dsv4_dialect { DSV4_V4_PREVIEW, DSV4_V4_0731, DSV4_V41 } dsv4_dialect;
+
+typedef struct dsv4_span {
+    size_t begin, end; /* bytes */
+} dsv4_span;
+
+/* A rendered prompt. Bytes inside `control` are our own scaffolding and may become control
+ * tokens; all other bytes came from messages and never do. */
+typedef struct dsv4_prompt {
+    char *text; /* `len` bytes and a NUL */
+    size_t len;
+    dsv4_span *control; /* ascending, disjoint */
+    size_t n_control;
+    char **images; /* sources of image parts in order, as compact JSON records */
+    size_t n_images;
+} dsv4_prompt;
+
+/* Renders {"messages": [...], "options": {...}, "context": [...]} (JSON text; options: thinking_mode,
+ * reasoning_effort, drop_thinking, add_default_bos_token) to the prompt that the dialect's release
+ * would make. DSV4_REFUSED for what the format does not allow. */
+DSV4_API int dsv4_render(dsv4_dialect dialect, const char *json, size_t len, dsv4_prompt **out,
+                         dsv4_err *err);
+DSV4_API void dsv4_prompt_close(dsv4_prompt *p);
+
+/* Token ids of a prompt: control spans with markers, everything between them without. */
+DSV4_API int dsv4_encode_prompt(const dsv4_tokenizer *t, const dsv4_prompt *p, int32_t **ids,
+                                size_t *n, dsv4_err *err);
+
+/* ------------------------------------------------------------------ parser of model output */
+
+typedef enum dsv4_event_kind {
+    DSV4_REASONING, /* text */
+    DSV4_CONTENT,   /* text */
+    DSV4_CALL,      /* a tool call begins: index, text = name */
+    DSV4_ARGUMENTS, /* more of the arguments text (JSON) of call `index` */
+    DSV4_FINISH,    /* text = "stop", "length" or "tool_calls" */
+} dsv4_event_kind;
+
+typedef struct dsv4_event {
+    dsv4_event_kind kind;
+    size_t index;
+    const char *text; /* not NUL-terminated; valid during the callback */
+    size_t len;
+} dsv4_event;
+
+typedef void (*dsv4_event_fn)(void *arg, const dsv4_event *event);
+
+/* A total function: any bytes in any pieces give the same result as in one piece. */
+typedef struct dsv4_parser dsv4_parser;
+
+/* `thinking`: the text starts inside reasoning. `tools`: DSML blocks are calls (otherwise text). */
+DSV4_API int dsv4_parser_open(dsv4_parser **out, bool thinking, bool tools, dsv4_event_fn fn,
+                              void *arg, dsv4_err *err);
+/* Only DSV4_NO_MEMORY can happen, and nothing is lost then: call again with the same piece. */
+DSV4_API int dsv4_parser_feed(dsv4_parser *p, const char *text, size_t len, dsv4_err *err);
+/* The model stopped by itself, or (`cut`) was stopped at a limit. Ends with DSV4_FINISH. */
+DSV4_API int dsv4_parser_end(dsv4_parser *p, bool cut, dsv4_err *err);
+DSV4_API void dsv4_parser_close(dsv4_parser *p);
+
+/* ------------------------------------------------------------------ engine */
+
+typedef struct dsv4_engine dsv4_engine;
+
+/* done of total, in bytes, while weights are read. Return true to stop (DSV4_INTERRUPTED). */
+typedef bool (*dsv4_progress_fn)(void *arg, uint64_t done, uint64_t total);
+
+/* Zero means the default everywhere. */
+typedef struct dsv4_options {
+    uint32_t ctx;        /* tokens a sequence may hold; default: the model's maximum, less
+                              if memory does not allow that */
+    uint32_t batch;      /* rows of one step; default 256 */
+    uint32_t sequences;  /* sequences that memory is planned for; default 1 */
+    uint32_t rewind;     /* tokens that dsv4_seq_rewind can always take back; default 64 */
+    uint32_t threads;    /* default: one for each core this process may use */
+    uint64_t max_memory; /* bytes the engine may plan with; default: what the machine has free */
+    bool no_cache_quant; /* caches in f32 instead of the trained fp8/fp4 (for comparisons) */
+    bool exact;          /* activations in f32 everywhere; every kernel of today does that */
+    dsv4_progress_fn progress;
+    void *progress_arg;
+} dsv4_options;
+
+/* Opens an official checkpoint directory (docs: spec of formats in docs/checkpoints.md). Everything
+ * is checked and planned before the first weight is read. */
+DSV4_API int dsv4_open(dsv4_engine **out, const char *dir, const dsv4_options *opt, dsv4_err *err);
+DSV4_API void dsv4_close(dsv4_engine *e);
+
+/* The data sheet, and the memory plan for `opt`, of a directory as JSON text, without loading. */
+DSV4_API int dsv4_info(const char *dir, char **json, dsv4_err *err);
+DSV4_API int dsv4_plan(const char *dir, const dsv4_options *opt, char **json, dsv4_err *err);
+
+/* What the library was built with and what it chose on this machine, as JSON text. */
+DSV4_API int dsv4_about(char **json, dsv4_err *err);
+
+DSV4_API const dsv4_tokenizer *dsv4_engine_tokenizer(const dsv4_engine *e);
+DSV4_API dsv4_dialect dsv4_engine_dialect(const dsv4_engine *e);
+DSV4_API size_t dsv4_engine_vocab(const dsv4_engine *e);    /* width of a row of logits */
+DSV4_API size_t dsv4_engine_ctx(const dsv4_engine *e);      /* tokens a sequence may hold */
+DSV4_API size_t dsv4_engine_threads(const dsv4_engine *e);  /* in use */
+DSV4_API uint64_t dsv4_engine_memory(const dsv4_engine *e); /* planned bytes, weights included */
+DSV4_API int32_t dsv4_engine_eos(const dsv4_engine *e);
+DSV4_API int32_t dsv4_engine_bos(const dsv4_engine *e);
+
+/* ------------------------------------------------------------------ sequences */
+
+typedef struct dsv4_seq dsv4_seq;
+
+DSV4_API int dsv4_seq_open(dsv4_seq **out, dsv4_engine *e, dsv4_err *err);
+DSV4_API void dsv4_seq_close(dsv4_seq *s);
+DSV4_API size_t dsv4_seq_len(const dsv4_seq *s);
+DSV4_API const int32_t *dsv4_seq_tokens(const dsv4_seq *s); /* dsv4_seq_len of them */
+
+/* Takes tokens back until `len` are left: what follows is computed as if they had never been.
+ * Possible down to dsv4_seq_rewind_floor() and to 0; otherwise DSV4_FAILED. */
+DSV4_API int dsv4_seq_rewind(dsv4_seq *s, size_t len, dsv4_err *err);
+DSV4_API size_t dsv4_seq_rewind_floor(const dsv4_seq *s);
+
+typedef struct dsv4_row {
+    dsv4_seq *seq; /* the token is appended to this sequence */
+    int32_t token;
+    bool logits; /* this row's logits are wanted */
+} dsv4_row;
+
+/* Appends n tokens to their sequences, any mix of sequences in any order, any n; logits
+ * [rows with .logits][vocab] in row order (may be NULL when there are none). On failure no
+ * sequence has changed its length. The same tokens give the same logits however they are grouped:
+ * bit for bit up to 17 rows and for any number of threads, within rounding otherwise. */
+DSV4_API int dsv4_eval(dsv4_engine *e, const dsv4_row *rows, size_t n, float *logits,
+                       dsv4_err *err);
+
+/* ------------------------------------------------------------------ sampling and generation */
+
+typedef struct dsv4_bias {
+    int32_t token;
+    float bias; /* added to the logit; -INFINITY forbids */
+} dsv4_bias;
+
+typedef struct dsv4_sampling {
+    float temperature; /* 0: greedy */
+    float top_p;       /* 1: off */
+    float min_p;       /* 0: off */
+    int top_k;         /* 0: off */
+    float repetition;  /* 1: off */
+    float presence;    /* 0: off */
+    float frequency;   /* 0: off */
+    uint64_t seed;
+    const dsv4_bias *bias;
+    size_t n_bias;
+} dsv4_sampling;
+
+/* generation_config.json of the model, or the release's defaults; seed 0, no bias. */
+DSV4_API dsv4_sampling dsv4_engine_sampling(const dsv4_engine *e);
+
+typedef struct dsv4_logprob {
+    int32_t token;
+    float logprob; /* natural logarithm, of the distribution before temperature and filters */
+} dsv4_logprob;
+
+typedef struct dsv4_sampler dsv4_sampler;
+
+/* Copies `p`. Refuses values out of range (DSV4_USAGE). */
+DSV4_API int dsv4_sampler_open(dsv4_sampler **out, const dsv4_sampling *p, size_t vocab,
+                               dsv4_err *err);
+DSV4_API void dsv4_sampler_close(dsv4_sampler *s);
+/* Counts a token of the text so far for the penalties. */
+DSV4_API void dsv4_sampler_accept(dsv4_sampler *s, int32_t token);
+/* Picks a token. `top` (may be NULL) receives the n_top most likely tokens, best first. */
+DSV4_API dsv4_logprob dsv4_sample(dsv4_sampler *s, const float *logits, dsv4_logprob *top,
+                                  size_t n_top);
+
+typedef enum dsv4_stop {
+    DSV4_STOP_EOS,
+    DSV4_STOP_STRING,
+    DSV4_STOP_LIMIT,
+    DSV4_STOP_CTX
+} dsv4_stop;
+
+typedef struct dsv4_token {
+    dsv4_logprob chosen;
+    const dsv4_logprob *top; /* generate.n_top of them */
+    const char *text;        /* bytes that became certain with this token (no part of a stop */
+    size_t len;              /* string, whole UTF-8 characters); may be empty */
+} dsv4_token;
+
+/* Return true to stop (DSV4_INTERRUPTED); the sequence then holds everything reported so far. */
+typedef bool (*dsv4_token_fn)(void *arg, const dsv4_token *token);
+
+typedef struct dsv4_generate_options {
+    dsv4_sampling sampling;
+    size_t max_tokens;        /* 0: until the context is full */
+    const char *const *stops; /* stop strings, may lie across tokens; not part of the text */
+    size_t n_stops;
+    bool ignore_eos;
+    size_t n_top;                                        /* log-probabilities wanted per token */
+    bool (*prefilled)(void *arg, size_t done, size_t n); /* may be NULL; true stops */
+    dsv4_token_fn token;                                 /* may be NULL */
+    void *arg;
+} dsv4_generate_options;
+
+typedef struct dsv4_generated {
+    size_t n_prompt, n_tokens; /* computed; generated (the EOS included) */
+    double prompt_seconds, token_seconds;
+    dsv4_stop stop;
+} dsv4_generated;
+
+/* Appends ids[0..n) to the sequence and continues it. */
+DSV4_API int dsv4_generate(dsv4_engine *e, dsv4_seq *s, const int32_t *ids, size_t n,
+                           const dsv4_generate_options *opt, dsv4_generated *out, dsv4_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
