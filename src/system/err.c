@@ -26,10 +26,16 @@ static void store_text(dsv4_err *err, const char *raw)
             err->text[o++] = (char)*p;
         }
     }
-    while (o > 0 && o == room && ((unsigned char)err->text[o - 1] & 0xC0) == 0x80)
-        o--;
-    if (o == room && ((unsigned char)err->text[o - 1] & 0xC0) == 0xC0)
-        o--;
+    /* A cut may have split the last character: its lead byte says how long it should be. */
+    size_t lead = o;
+    while (lead > 0 && o - lead < 3 && ((unsigned char)err->text[lead - 1] & 0xC0) == 0x80)
+        lead--;
+    if (lead > 0 && ((unsigned char)err->text[lead - 1] & 0xC0) == 0xC0) {
+        unsigned char c = (unsigned char)err->text[lead - 1];
+        size_t len = c >= 0xF0 ? 4 : c >= 0xE0 ? 3 : 2;
+        if (lead - 1 + len > o)
+            o = lead - 1;
+    }
     err->text[o] = 0;
 }
 
