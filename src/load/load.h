@@ -1,0 +1,147 @@
+/* load.h - checkpoint directories: config.json -> numbers, safetensors -> tensors by official name.
+ * Everything is checked here before anybody touches a weight; what the tensors mean for a layer
+ * is src/model/bind.c's business. */
+#ifndef DSV4_LOAD_H
+#define DSV4_LOAD_H
+
+#include "src/system/system.h"
+
+/* ------------------------------------------------------------------ config.c */
+
+enum family { FAMILY_V4, FAMILY_V41 };
+enum score_func { SCORE_SQRTSOFTPLUS, SCORE_SIGMOID, SCORE_SOFTMAX };
+
+/* What config.json says, whatever its spelling (spec: checkpoints). All numbers are in range and
+ * consistent with each other: no divisor is 0, every product used later fits size_t. */
+struct config {
+    enum family family;
+    bool rev_0731; /* V4: the config carries dspark_* keys, so prompts follow the 0731 revision */
+
+    uint32_t vocab, d, n_layers, n_heads, head_dim, rope_dim, q_lora;
+    uint32_t o_groups, o_lora;
+    uint32_t window;
+    uint32_t max_ctx;
+    float eps;
+
+    uint32_t n_experts, top_k, d_ff,
+        n_shared; /* d_ff: width of one expert (shared: n_shared * d_ff) */
+    enum score_func score;
+    bool norm_topk;
+    float routed_scale, gate_temp; /* gate_temp 1 for V4 */
+    float swiglu_limit;            /* 0: none */
+    uint32_t n_hash_layers;        /* V4: the first so many layers route by token id */
+
+    double rope_theta, compress_theta;
+    double yarn_factor;     /* 1 when there is no scaling */
+    uint32_t yarn_original; /* 0: no YaRN */
+    double yarn_beta_fast, yarn_beta_slow;
+
+    uint32_t *ratio; /* [n_layers]: 0 window only, 1, 2, 4, 128 */
+    uint32_t index_heads, index_dim, index_topk;
+
+    uint32_t hc_mult, hc_iters;
+    float hc_eps;
+
+    /* V4.1 only */
+    int32_t *kv_source; /* [n_layers]: the layer whose compressed cache this one reads; -1 none */
+    int32_t *index_source;    /* [n_layers]: the layer whose selection this one uses; -1 none */
+    int32_t candidate_source; /* -1: none */
+    uint32_t candidate_blocks, candidate_block;
+
+    uint32_t n_engram;      /* 0: none */
+    uint32_t *engram_layer; /* [n_engram], ascending */
+    uint64_t *engram_rows;  /* [n_engram] rows of each table */
+    uint64_t engram_vocab;  /* V0: primes start above V0 - 1 */
+    uint32_t engram_ngram, engram_heads, engram_dim;
+    uint32_t engram_compressed; /* distinct keys that the tokenizer has to give */
+    int32_t engram_pad;
+
+    uint32_t n_mtp;                                     /* drafting blocks in the checkpoint */
+    uint32_t dspark_block, dspark_experts, dspark_topk; /* 0 when absent */
+    bool has_vision;
+    int32_t image_token; /* -1 */
+
+    uint32_t fp8_block;    /* B of weight_block_size; 128 (V4) or 32 (V4.1) when it is not said */
+    int32_t bos, eos, pad; /* -1 when absent */
+};
+
+/* Parses the text of a config.json. `where` names it in messages. */
+int config_parse(struct config **out, const char *json, size_t len, const char *where,
+                 dsv4_err *err);
+void config_close(struct config *c);
+
+/* What generation_config.json says; fields keep their input value when the file does not have them. */
+struct generation_defaults {
+    bool do_sample;
+    float temperature, top_p;
+    int top_k;
+    float repetition;
+};
+int generation_parse(struct generation_defaults *g, const char *json, size_t len, const char *where,
+                     dsv4_err *err);
+
+/* ------------------------------------------------------------------ safetensors.c, names.c */
+
+enum dtype {
+    DTYPE_F64,
+    DTYPE_F32,
+    DTYPE_F16,
+    DTYPE_BF16,
+    DTYPE_E4M3, /* F8_E4M3 */
+    DTYPE_E8M0, /* F8_E8M0 */
+    DTYPE_E5M2,
+    DTYPE_I8,
+    DTYPE_U8,
+    DTYPE_I16,
+    DTYPE_I32,
+    DTYPE_I64,
+    DTYPE_BOOL,
+    N_DTYPES
+};
+
+const char *dtype_name(enum dtype t); /* as safetensors spells it */
+size_t dtype_size(enum dtype t);      /* bytes of one element */
+
+enum { TENSOR_MAX_RANK = 4 };
+
+/* One tensor of a shard; data points into the mapping (any alignment). */
+struct tensor {
+    const char *name;   /* official name (names.c) */
+    const char *stored; /* the name in the file, for messages */
+    const char *path;   /* the shard, for messages */
+    enum dtype dtype;
+    uint32_t rank;
+    uint64_t dim[TENSOR_MAX_RANK];
+    const uint8_t *data;
+    uint64_t bytes; /* == product of dims x dtype size */
+};
+
+/* All tensors of a checkpoint directory or of a single .safetensors file. */
+struct store;
+
+/* Opens DIR/model.safetensors or the shards of DIR/model.safetensors.index.json; every header is
+ * checked (spans inside the file, sizes equal shape x dtype, contiguous from 0 without holes or
+ * overlaps, no name twice, index and shards agree). Nothing of the data is read. */
+int store_open(struct store **out, const char *dir, dsv4_err *err);
+int store_open_file(struct store **out, const char *file, dsv4_err *err);
+void store_close(struct store *s);
+
+/* NULL when there is none. O(1) or O(log n). */
+const struct tensor *store_find(const struct store *s, const char *name);
+size_t store_count(const struct store *s);
+const struct tensor *store_at(const struct store *s, size_t i); /* ascending by name */
+uint64_t store_bytes(const struct store *s);                    /* tensor data in all shards */
+size_t store_shards(const struct store *s);
+
+/* Asks the kernel to read a shard's pages ahead (progress bar: call in pieces). Returns bytes
+ * covered; touches every page, so that a slow disk is felt here and not at the first token. */
+int store_prefetch(const struct store *s, dsv4_progress_fn progress, void *arg, dsv4_err *err);
+
+/* The official name of a stored name: no `model.` prefix, no old spelling (spec: checkpoints).
+ * Writes at most cap bytes with NUL; false when it does not fit. */
+bool official_name(const char *stored, char *out, size_t cap);
+
+/* "F8_E4M3 [512, 7168]" */
+void tensor_shape_text(const struct tensor *t, char *out, size_t cap);
+
+#endif
