@@ -70,6 +70,11 @@ DSV4_API size_t dsv4_tokenizer_size(const dsv4_tokenizer *t);
 DSV4_API int dsv4_encode(const dsv4_tokenizer *t, const char *text, size_t len, bool markers,
                          int32_t **ids, size_t *n, dsv4_err *err);
 
+/* The pieces that the pre-tokenizer cuts the text into (added tokens off): *cuts are their lengths in
+ * bytes, *n of them, malloc'ed. Ids never reach across a cut. */
+DSV4_API int dsv4_pretokenize(const dsv4_tokenizer *t, const char *text, size_t len, size_t **cuts,
+                              size_t *n, dsv4_err *err);
+
 /* Bytes of one token (an added token: its text). NULL with *len 0 for an id out of range.
  * The bytes of a single token need not be whole UTF-8 characters. Valid while `t` is open. */
 DSV4_API const char *dsv4_token_bytes(const dsv4_tokenizer *t, int32_t id, size_t *len);
@@ -154,6 +159,12 @@ DSV4_API int dsv4_parser_feed(dsv4_parser *p, const char *text, size_t len, dsv4
 DSV4_API int dsv4_parser_end(dsv4_parser *p, bool cut, dsv4_err *err);
 DSV4_API void dsv4_parser_close(dsv4_parser *p);
 
+/* The release's own parser: a whole completion, EOS included -> *json {"reasoning_content", "content",
+ * "tool_calls": [{"name", "arguments"}]}. DSV4_REFUSED for anything a model should not have written:
+ * for checking histories and data, not for answering people. */
+DSV4_API int dsv4_parse_strict(dsv4_dialect dialect, const char *text, size_t len, bool thinking,
+                               char **json, dsv4_err *err);
+
 /* ------------------------------------------------------------------ engine */
 
 typedef struct dsv4_engine dsv4_engine;
@@ -170,6 +181,7 @@ typedef struct dsv4_options {
     uint32_t rewind;     /* tokens that dsv4_seq_rewind can always take back; default 64 */
     uint32_t threads;    /* default: one for each core this process may use */
     uint64_t max_memory; /* bytes the engine may plan with; default: what the machine has free */
+    bool paged;          /* accept weights larger than memory: they are read from disk again and again */
     bool no_cache_quant; /* caches in f32 instead of the trained fp8/fp4 (for comparisons) */
     bool exact;          /* activations in f32 everywhere; every kernel of today does that */
     dsv4_progress_fn progress;
@@ -278,7 +290,7 @@ typedef struct dsv4_token {
     size_t len;              /* string, whole UTF-8 characters); may be empty */
 } dsv4_token;
 
-/* Return true to stop (DSV4_INTERRUPTED); the sequence then holds everything reported so far. */
+/* Return true to stop (DSV4_INTERRUPTED). The sequence holds all tokens reported, but the last. */
 typedef bool (*dsv4_token_fn)(void *arg, const dsv4_token *token);
 
 typedef struct dsv4_generate_options {

@@ -8,8 +8,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
-enum { MAX_THREADS = 1024, SPINS = 2000 };
+enum { MAX_THREADS = 1024, SPINS = 4000 };
 
 /* Sense by generation: the last lane to arrive opens the next generation. On its own cache lines,
  * as every lane polls it. */
@@ -17,6 +22,7 @@ struct pool {
     int n;
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_uint generation;
+    atomic_int sleepers;
 };
 
 /* ceil(quota / period) of the innermost cgroup that has one; 0 without. */
@@ -105,6 +111,7 @@ int pool_open(struct pool **out, int threads, dsv4_err *err)
     p->n = n;
     atomic_init(&p->arrived, 0);
     atomic_init(&p->generation, 0);
+    atomic_init(&p->sleepers, 0);
     *out = p;
     return 0;
 }
@@ -143,6 +150,31 @@ static inline void relax(void)
 #endif
 }
 
+/* Spinning is right while every lane has a core. On a crowded machine the core is given away; a
+ * yield would hand it to a stranger for a whole time slice, a futex is woken when it matters. */
+static void sleep_until_changed(struct pool *p, unsigned mine)
+{
+#ifdef __linux__
+    atomic_fetch_add_explicit(&p->sleepers, 1, memory_order_seq_cst);
+    syscall(SYS_futex, &p->generation, FUTEX_WAIT_PRIVATE, mine, NULL, NULL, 0);
+    atomic_fetch_sub_explicit(&p->sleepers, 1, memory_order_relaxed);
+#else
+    (void)p;
+    (void)mine;
+    sched_yield();
+#endif
+}
+
+static void wake_sleepers(struct pool *p)
+{
+#ifdef __linux__
+    if (atomic_load_explicit(&p->sleepers, memory_order_seq_cst) > 0)
+        syscall(SYS_futex, &p->generation, FUTEX_WAKE_PRIVATE, MAX_THREADS, NULL, NULL, 0);
+#else
+    (void)p;
+#endif
+}
+
 void lane_barrier(const struct lane *l)
 {
     if (l->n == 1)
@@ -151,14 +183,14 @@ void lane_barrier(const struct lane *l)
     unsigned mine = atomic_load_explicit(&p->generation, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) == l->n - 1) {
         atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&p->generation, mine + 1, memory_order_release);
+        atomic_store_explicit(&p->generation, mine + 1, memory_order_seq_cst);
+        wake_sleepers(p);
         return;
     }
-    /* Spinning is right while every lane has a core; on a crowded machine give the core away. */
     for (int spins = 0; atomic_load_explicit(&p->generation, memory_order_acquire) == mine;) {
         if (++spins < SPINS)
             relax();
         else
-            sched_yield();
+            sleep_until_changed(p, mine);
     }
 }

@@ -1,0 +1,256 @@
+/* A batch: the rows of one step and the scratch that every operator works in. All memory is taken
+ * once, sized by the largest step, so that a step allocates nothing. */
+#include "model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Adds up, or takes: one list of buffers serves the plan and the allocation. */
+struct taker {
+    struct batch *b; /* NULL: only add up */
+    uint64_t bytes;
+    int rc;
+    dsv4_err *err;
+};
+
+static void take(struct taker *t, void *out_pointer, uint64_t n, size_t size)
+{
+    t->bytes += (n * size + 63) & ~63ull;
+    if (!t->b || t->rc != 0)
+        return;
+    struct batch *b = t->b;
+    void *p;
+    t->rc = mem_grow(&b->owned, &b->cap_owned, b->n_owned + 1, sizeof *b->owned, "a batch", t->err);
+    if (t->rc == 0)
+        t->rc = mem_alloc(&p, n, size, "the buffers of a step", t->err);
+    if (t->rc == 0) {
+        b->owned[b->n_owned++] = p;
+        memcpy(out_pointer, &p, sizeof p);
+    }
+}
+
+static uint64_t max2(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+static uint64_t max4(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+{
+    return max2(max2(a, b), max2(c, d));
+}
+
+/* Floats each lane needs for itself: an expanded row of any matrix, a tile of attention, the
+ * compressors' running sums, a heap. */
+static uint64_t scratch_floats(const struct config *c)
+{
+    uint64_t columns = (uint64_t)(c->n_engram ? c->engram_ngram - 1 : 0) * c->engram_heads;
+    uint64_t row =
+        max4((uint64_t)c->hc_mult * c->d, (uint64_t)c->n_heads * c->head_dim / c->o_groups,
+             (uint64_t)c->o_groups * c->o_lora,
+             max4(c->q_lora, (uint64_t)c->d_ff * max2(c->n_shared, 1), c->head_dim,
+                  columns * c->engram_dim));
+    uint64_t attend = (uint64_t)ATTEND_TILE * c->head_dim + 2ull * c->n_heads;
+    uint64_t pool = 3ull * c->head_dim + c->rope_dim + 3ull * c->index_dim;
+    return (max4(row, attend, pool, max2(c->index_topk, c->candidate_blocks)) + 15) & ~15ull;
+}
+
+/* The longest score list of a row, with room for block maxima behind it. */
+static uint64_t score_floats(const struct model *m, size_t max_ctx)
+{
+    uint64_t n = 1;
+    for (uint32_t l = 0; l < m->cfg->n_layers; l++) {
+        const struct layer *L = &m->layer[l];
+        if (!L->index_source)
+            continue;
+        uint64_t visible = max_ctx / L->ratio;
+        if (L->candidates)
+            visible = (uint64_t)m->cfg->candidate_blocks * m->cfg->candidate_block;
+        else if ((int32_t)l == m->cfg->candidate_source)
+            visible += visible / m->cfg->candidate_block + 1;
+        n = max2(n, visible);
+    }
+    return n;
+}
+
+enum { SCORE_BUDGET = 8 << 20 }; /* floats of all score lists together, unless one row needs more */
+
+static void layout(struct taker *t, const struct model *m, uint64_t n, uint64_t seqs,
+                   size_t max_ctx, int lanes, struct batch *b)
+{
+    const struct config *c = m->cfg;
+    uint64_t hc = c->hc_mult, d = c->d, heads = (uint64_t)c->n_heads * c->head_dim, k = c->top_k;
+    uint64_t coff = c->family == FAMILY_V4 ? 2 : 1, columns = 0;
+    if (c->n_engram)
+        columns = (uint64_t)(c->engram_ngram - 1) * c->engram_heads;
+    b->scratch_ld = (size_t)scratch_floats(c);
+    b->score_ld = (size_t)score_floats(m, max_ctx);
+    b->score_rows = (size_t)max2(1, SCORE_BUDGET / b->score_ld);
+    b->score_rows = b->score_rows < n ? b->score_rows : (size_t)n;
+
+    take(t, &b->seg, seqs, sizeof *b->seg);
+    take(t, &b->row_seg, n, sizeof *b->row_seg);
+    take(t, &b->pos, n, sizeof *b->pos);
+    take(t, &b->token, n, sizeof *b->token);
+    take(t, &b->want, n, sizeof *b->want);
+    take(t, &b->sel, n * c->index_topk, sizeof *b->sel);
+    take(t, &b->n_sel, n, sizeof *b->n_sel);
+    take(t, &b->cand, n * c->candidate_blocks, sizeof *b->cand);
+    take(t, &b->n_cand, n, sizeof *b->n_cand);
+    take(t, &b->pick, n * k, sizeof *b->pick);
+    take(t, &b->expert_at, (uint64_t)c->n_experts + 1, sizeof *b->expert_at);
+    take(t, &b->expert_row, n * k, sizeof *b->expert_row);
+    take(t, &b->expert_slot, n * k, sizeof *b->expert_slot);
+
+    const struct {
+        float **at;
+        uint64_t floats;
+    } f[] = {
+        {&b->cs[0], n * c->rope_dim},
+        {&b->cs[1], n * c->rope_dim},
+        {&b->h, n * hc * d},
+        {&b->x, n * d},
+        {&b->y, n * d},
+        {&b->mix, n * (2 + hc) * hc},
+        {&b->pre, n * hc},
+        {&b->post, n * hc},
+        {&b->comb, n * hc * hc},
+        {&b->carried, n * hc},
+        {&b->qr, n * c->q_lora},
+        {&b->q, n * heads},
+        {&b->o, n * heads},
+        {&b->z, n * c->o_groups * c->o_lora},
+        {&b->kv, n * c->head_dim},
+        {&b->ck, n * coff * c->head_dim},
+        {&b->cg, n * coff * c->head_dim},
+        {&b->ik, n * coff * c->index_dim},
+        {&b->ig, n * coff * c->index_dim},
+        {&b->latent, c->family == FAMILY_V41 ? n * c->head_dim : 0},
+        {&b->lkey, c->family == FAMILY_V41 ? n * c->index_dim : 0},
+        {&b->iq, n * c->index_heads * c->index_dim},
+        {&b->iw, n * c->index_heads},
+        {&b->score, b->score_rows * b->score_ld},
+        {&b->router, n * c->n_experts},
+        {&b->pick_w, n * k},
+        {&b->expert_w, n * k},
+        {&b->up, n * (k + c->n_shared) * c->d_ff},
+        {&b->gate, n * (k + c->n_shared) * c->d_ff},
+        {&b->down, n * k * d},
+        {&b->memory, n * columns * c->engram_dim},
+        {&b->mkv, columns ? n * (hc + 1) * d : 0},
+        {&b->scratch, (uint64_t)lanes * b->scratch_ld},
+    };
+    for (size_t i = 0; i < sizeof f / sizeof *f; i++)
+        take(t, f[i].at, f[i].floats, sizeof(float));
+}
+
+uint64_t batch_bytes(const struct model *m, size_t rows, size_t seqs, size_t max_ctx, int lanes)
+{
+    struct batch unused = {0};
+    struct taker t = {.bytes = sizeof unused};
+    layout(&t, m, rows, seqs, max_ctx, lanes, &unused);
+    return t.bytes;
+}
+
+int batch_open(struct batch **out, const struct model *m, size_t rows, size_t seqs, size_t max_ctx,
+               int lanes, dsv4_err *err)
+{
+    struct batch *b;
+    TRY(mem_alloc(&b, 1, sizeof *b, "a batch", err));
+    b->m = m;
+    b->cap = rows;
+    b->cap_seq = seqs;
+    b->max_ctx = max_ctx;
+    b->lanes = lanes;
+    struct taker t = {.b = b, .err = err};
+    layout(&t, m, rows, seqs, max_ctx, lanes, b);
+    if (t.rc != 0) {
+        batch_close(b);
+        return t.rc;
+    }
+    *out = b;
+    return 0;
+}
+
+void batch_close(struct batch *b)
+{
+    if (!b)
+        return;
+    for (size_t i = 0; i < b->n_owned; i++)
+        free(b->owned[i]);
+    free(b->owned);
+    free(b);
+}
+
+void batch_begin(struct batch *b)
+{
+    b->n = b->n_seg = b->n_want = 0;
+}
+
+void batch_add(struct batch *b, struct cache *cache, int32_t token, bool want_logits)
+{
+    if (b->n_seg == 0 || b->seg[b->n_seg - 1].cache != cache)
+        b->seg[b->n_seg++] = (struct segment){.cache = cache, .row = b->n, .pos = cache->len};
+    struct segment *s = &b->seg[b->n_seg - 1];
+    size_t pos = s->pos + s->n++;
+    b->row_seg[b->n] = (uint32_t)(b->n_seg - 1);
+    b->pos[b->n] = pos;
+    b->token[b->n] = token;
+    cache->token[pos] = token;
+    if (cache->folded)
+        cache->folded[pos] = b->m->engram_map[token];
+    if (want_logits)
+        b->want[b->n_want++] = (uint32_t)b->n;
+    b->n++;
+}
+
+/* Streams start as copies of the token's embedding; rope tables of the step. */
+void embed(const struct lane *l, struct batch *b)
+{
+    const struct config *c = b->m->cfg;
+    size_t hc = c->hc_mult, d = c->d, r0, r1;
+    lane_split(l, b->n, 1, &r0, &r1);
+    for (size_t r = r0; r < r1; r++) {
+        float *h = b->h + r * hc * d;
+        b->m->k.decode(h, &b->m->embed, (size_t)b->token[r]);
+        for (size_t s = 1; s < hc; s++)
+            memcpy(h + s * d, h, d * sizeof *h);
+        for (size_t s = 0; s < hc; s++)
+            b->carried[r * hc + s] = s == 0;
+        for (int i = 0; i < 2; i++)
+            rope_pairs(b->cs[i] + r * c->rope_dim, b->m->freq[i], c->rope_dim, b->pos[r]);
+    }
+    lane_barrier(l);
+}
+
+/* b->x (rows whose logits are wanted) -> logits. */
+void head(const struct lane *l, struct batch *b)
+{
+    const struct config *c = b->m->cfg;
+    size_t d = c->d, r0, r1;
+    lane_split(l, b->n_want, 1, &r0, &r1);
+    for (size_t r = r0; r < r1; r++)
+        rms(&b->m->k, b->x + r * d, b->x + r * d, b->m->norm, d, c->eps);
+    lane_barrier(l);
+    TAP(l, b, -1, "final_norm", b->x, b->n_want, d);
+    linear(l, b, b->logits, c->vocab, b->x, d, b->n_want, &b->m->head);
+    lane_barrier(l);
+}
+
+static void run(const struct lane *l, void *arg)
+{
+    struct batch *b = arg;
+    if (b->m->cfg->family == FAMILY_V4)
+        forward_v4(l, b);
+    else
+        forward_v41(l, b);
+}
+
+void forward(struct pool *pool, struct batch *b)
+{
+    pool_run(pool, run, b);
+    for (size_t i = 0; i < b->n_seg; i++) {
+        struct cache *c = b->seg[i].cache;
+        c->len += b->seg[i].n;
+        c->high = c->len > c->high ? c->len : c->high;
+    }
+}
