@@ -1,104 +1,373 @@
-# dsv4: no configure step. Everything is built below build/; variants (asan, tsan, ...) have their own
-# folder there. `make help` lists the targets.
+# dsv4: no configure step. Everything is built below build/; each variant (asan, tsan, ...) has its own
+# folder there, build/release is the ordinary one. `make help` lists the targets; docs/building.md tells
+# more. Needs GNU make 3.81 or later.
+#
+# Variables for the command line: CC, OPT, CFLAGS, LDFLAGS, PREFIX, DESTDIR, DEPS=no, TIME, V=1.
 
-VERSION  := $(shell sed -n 's/^.define DSV4_VERSION "\(.*\)"/\1/p' src/dsv4.h)
-VARIANT  ?= release
-B        := build/$(VARIANT)
-PREFIX   ?= /usr/local
-DESTDIR  ?=
-PYTHON   ?= python3
+VERSION := $(shell sed -n 's/^.define DSV4_VERSION "\(.*\)"/\1/p' src/dsv4.h)
+SOVER   := 0
+VARIANT ?= release
+B       := build/$(VARIANT)
+PREFIX  ?= /usr/local
+DESTDIR ?=
+DEPS    ?= yes
+TIME    ?= 60
+OS      := $(shell uname -s)
+ARCH    := $(shell uname -m)
 
-# ---- dependencies: only jansson, hwloc and OpenMP are needed, the others cost just their feature
-PKG      := $(or $(shell command -v pkg-config),false)
-have      = $(shell $(PKG) --exists $(1) 2>/dev/null && echo 1)
-HAVE_PCRE2 := $(call have,libpcre2-8)
-HAVE_EDIT  := $(call have,libedit)
-LIB_CF   := $(shell $(PKG) --cflags jansson 2>/dev/null)
-LIB_LD   := $(or $(shell $(PKG) --libs jansson 2>/dev/null),-ljansson)
-ifeq ($(HAVE_PCRE2),1)
-LIB_CF   += -DHAVE_PCRE2 $(shell $(PKG) --cflags libpcre2-8)
-LIB_LD   += $(shell $(PKG) --libs libpcre2-8)
+# ---------------------------------------------------------------- tools
+PKG          := $(or $(shell command -v pkg-config),$(shell command -v pkgconf),false)
+CLANG        ?= clang
+CLANG_FORMAT ?= $(or $(shell command -v clang-format-14),clang-format)
+OBJCOPY      ?= objcopy
+JOBS         ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+# A make of our own that is parallel even if the user did not ask for it.
+MAKE_ALL      = $(MAKE) --no-print-directory $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
+
+# ---------------------------------------------------------------- libraries
+# jansson and OpenMP are needed. Each of the others costs only its feature: `make info` says which are
+# there. The list of tools/install-deps is the same.
+have       = $(shell $(PKG) --exists $(1) 2>/dev/null && echo yes)
+HAVE_PCRE2    := $(call have,libpcre2-8)
+HAVE_UTF8PROC := $(call have,libutf8proc)
+HAVE_EDIT     := $(call have,libedit)
+
+LIB_PKGS  := $(if $(HAVE_PCRE2),libpcre2-8) $(if $(HAVE_UTF8PROC),libutf8proc)
+LIB_CF    := $(shell $(PKG) --cflags jansson $(LIB_PKGS) 2>/dev/null) \
+             $(if $(HAVE_PCRE2),-DHAVE_PCRE2) $(if $(HAVE_UTF8PROC),-DHAVE_UTF8PROC)
+LIB_LD    := $(or $(shell $(PKG) --libs jansson $(LIB_PKGS) 2>/dev/null),-ljansson)
+TOOL_CF   := $(if $(HAVE_EDIT),-DHAVE_EDIT $(shell $(PKG) --cflags libedit))
+TOOL_LD   := $(if $(HAVE_EDIT),$(shell $(PKG) --libs libedit))
+CHECK_CF  := $(shell $(PKG) --cflags check 2>/dev/null)
+CHECK_LD  := $(or $(shell $(PKG) --libs check 2>/dev/null),-lcheck)
+
+# ---------------------------------------------------------------- systems
+OMP_CF  := -fopenmp
+OMP_LD  := -fopenmp
+SO      := libdsv4.so.$(VERSION)
+SO_NAME := libdsv4.so.$(SOVER)
+SO_LINK := libdsv4.so
+SO_LD    = -shared -Wl,-soname,$(SO_NAME) $(if $(SAN),,-Wl,-z,defs)
+SAFE_LD := -Wl,-z,relro,-z,now
+ifeq ($(OS),Darwin)
+# Apple's clang has OpenMP's pragmas but not its runtime: Homebrew's libomp brings it.
+OMP     := $(or $(shell brew --prefix libomp 2>/dev/null),/usr/local)
+OMP_CF  := -Xpreprocessor -fopenmp -I$(OMP)/include -D_DARWIN_C_SOURCE
+OMP_LD  := -L$(OMP)/lib -lomp
+SO      := libdsv4.$(VERSION).dylib
+SO_NAME := libdsv4.$(SOVER).dylib
+SO_LINK := libdsv4.dylib
+SO_LD    = -dynamiclib -install_name $(PREFIX)/lib/$(SO_NAME)
+SAFE_LD :=
 endif
-ifeq ($(HAVE_EDIT),1)
-TOOL_CF  := -DHAVE_EDIT $(shell $(PKG) --cflags libedit)
-TOOL_LD  := $(shell $(PKG) --libs libedit)
-endif
 
-# ---- flags
-WARN     := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla
-OPT      ?= -O3
-HARDEN   ?= -D_FORTIFY_SOURCE=2 -fstack-protector-strong
-SAN      ?=
-CFLAGS   ?=
+# ---------------------------------------------------------------- flags
+# -ffp-contract=off: a fused multiply-add only where the code says so, or results would differ from one
+# compiler to the next. No -march=native and no -ffast-math for the same reason, and because one binary
+# serves all CPUs.
+WARN   := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla
+OPT    ?= -O3
+SAN    ?=
+CFLAGS ?=
+accepts = $(shell $(CC) -Werror $(1) -S -o /dev/null -x c /dev/null 2>/dev/null && echo $(1))
+HARDEN ?= -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
+          $(call accepts,-fstack-clash-protection) \
+          $(call accepts,$(if $(filter x86_64,$(ARCH)),-fcf-protection,-mbranch-protection=standard))
+HARDEN := $(HARDEN)
+
 ALL_CF    = -std=c17 -D_GNU_SOURCE -I. $(WARN) $(OPT) $(HARDEN) -g -fno-math-errno -fno-trapping-math \
-            -ffp-contract=off -fPIC -fvisibility=hidden -fopenmp $(SAN) $(LIB_CF) $(CFLAGS)
-ALL_LD    = $(OPT) -fopenmp $(SAN) $(LDFLAGS) -Wl,-z,relro,-z,now
-ALL_LIBS  = $(LIB_LD) -lm -lpthread
+            -ffp-contract=off -fPIC -fvisibility=hidden $(OMP_CF) $(SAN) $(LIB_CF) $(CFLAGS)
+ALL_LD    = $(OPT) $(SAN) $(LDFLAGS) $(SAFE_LD)
+ALL_LIBS  = $(LIB_LD) $(OMP_LD) -lm -lpthread
 
-# ---- sources
+# ---------------------------------------------------------------- sources
+# A new file is found by itself. The levels of simd/ get compiler flags of their own, a folder each, from
+# simd/isa.def as soon as there is more than the scalar one: that is the place for them, not ALL_CF.
 LIB_SRC  := $(wildcard src/*/*.c simd/*.c simd/*/*.c quant/*.c)
 LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o)
-TOOL_SRC := $(wildcard tools/*.c)
+
+# tools/dsv4.c and each tools/dsv4-NAME.c is a program; the other files there serve all of them.
+MAIN_SRC := $(wildcard tools/dsv4.c tools/dsv4-*.c)
+PROGRAMS := $(MAIN_SRC:tools/%.c=$(B)/%)
+TOOL_SRC := $(filter-out $(MAIN_SRC),$(wildcard tools/*.c))
 TOOL_OBJ := $(TOOL_SRC:%.c=$(B)/%.o)
-# Every tests/check_*.c is a test program of its own, with the whole library behind it.
-TEST_SRC := $(wildcard tests/check_*.c)
-TESTS    := $(TEST_SRC:tests/%.c=$(B)/tests/%)
-TEST_SH  := $(wildcard tests/test_*.sh)
+
+# tests/check_NAME.c: a test program (Check). tests/fuzz_NAME.c: a fuzz target, of which the ordinary
+# build makes replay_NAME, that runs it over tests/corpus/NAME. tests/test_NAME.sh: a test of programs
+# or of the build itself. The other .c files there serve all test programs.
+CHECK_SRC := $(wildcard tests/check_*.c)
+FUZZ_SRC  := $(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c))
+TESTS     := $(CHECK_SRC:tests/%.c=$(B)/tests/%)
+REPLAYS   := $(FUZZ_SRC:tests/fuzz_%.c=$(B)/tests/replay_%)
+FUZZERS   := $(FUZZ_SRC:tests/%.c=$(B)/tests/%)
+TEST_SRC  := $(filter-out $(CHECK_SRC) $(FUZZ_SRC) tests/fuzz_main.c,$(wildcard tests/*.c))
+TEST_OBJ  := $(TEST_SRC:%.c=$(B)/%.o)
+TEST_SH   ?= $(wildcard tests/test_*.sh)
+
+# The tools and tests link the plain objects: they use names that the library keeps to itself.
+INNER := $(if $(TOOL_OBJ),$(B)/libtools.a) $(B)/libinner.a
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all lib tests check-only format format-check clean
+.SECONDARY:
+.PHONY: FORCE all lib programs tests replays fuzzers help info clean format format-check layers hdr-check \
+        deps deps-test deps-dev demo check check-only check-long clang asan ubsan tsan valgrind \
+        fuzz bench install uninstall
 
-all: $(B)/dsv4 lib
+all: programs lib ;
 
-lib: $(B)/libdsv4.a $(B)/libdsv4.so
+# ---------------------------------------------------------------- compiling and linking
+# V=1 shows the commands.
+Q   := $(if $(V),,@)
+say  = $(if $(V),@:,@printf '  %-5s %s\n' $(1))
 
-# One object whose hidden symbols are local: names inside the library cannot clash with a program's.
-$(B)/libdsv4.o: $(LIB_OBJ)
-	$(LD) -r -o $@ $^
-	objcopy --localize-hidden $@
+# These stamps change only when what they hold does, and everything built with it is then built anew.
+export FLAGS_NOW = $(CC) $(ALL_CF) / $(TOOL_CF) / $(CHECK_CF)
+export LINK_NOW  = $(CC) $(ALL_LD) $(SO_LD) / $(TOOL_LD) $(CHECK_LD) $(ALL_LIBS) / \
+                   $(LIB_OBJ) $(TOOL_OBJ) $(TEST_OBJ)
+stamp = printf '%s\n' "$$$(1)" | cmp -s - $@ || printf '%s\n' "$$$(1)" >$@
 
+$(B)/flags: FORCE
+	@mkdir -p $(@D)
+	@[ -f $@ ] || printf '\043include <jansson.h>\n\043include <omp.h>\n' | \
+	    $(CC) $(ALL_CF) -E -o /dev/null - 2>/dev/null || \
+	    { echo "dsv4: no $(CC), no jansson or no OpenMP here; 'make deps' installs what is missing" >&2; exit 1; }
+	@$(call stamp,FLAGS_NOW)
+
+$(B)/link: FORCE
+	@mkdir -p $(@D)
+	@$(call stamp,LINK_NOW)
+
+$(B)/tools/%.o: tools/%.c $(B)/flags
+	@mkdir -p $(@D)
+	$(call say,CC $<)
+	$(Q)$(CC) $(ALL_CF) $(TOOL_CF) -MMD -MP -c -o $@ $<
+
+$(B)/tests/%.o: tests/%.c $(B)/flags
+	@mkdir -p $(@D)
+	$(call say,CC $<)
+	$(Q)$(CC) $(ALL_CF) $(CHECK_CF) $(if $(filter tests/fuzz_%,$<),-Wno-missing-prototypes) -MMD -MP -c -o $@ $<
+
+$(B)/%.o: %.c $(B)/flags
+	@mkdir -p $(@D)
+	$(call say,CC $<)
+	$(Q)$(CC) $(ALL_CF) -MMD -MP -c -o $@ $<
+
+$(B)/lib%.a:
+	$(call say,AR $@)
+	$(Q)rm -f $@
+	$(Q)$(AR) rcs $@ $(filter %.o,$^)
+
+$(B)/libinner.a: $(LIB_OBJ) $(B)/link
+$(B)/libtools.a: $(TOOL_OBJ) $(B)/link
+$(B)/libtests.a: $(TEST_OBJ) $(B)/link
+
+$(PROGRAMS): $(B)/%: $(B)/tools/%.o $(INNER) $(B)/link
+	$(call say,LD $@)
+	$(Q)$(CC) $(ALL_LD) -o $@ $(filter %.o %.a,$^) $(TOOL_LD) $(ALL_LIBS)
+
+programs: $(PROGRAMS) ;
+
+# The library for others: one object whose hidden symbols are local, so that no name inside it can clash
+# with a program's.
+lib: $(B)/libdsv4.a $(B)/$(SO) ;
+
+ifeq ($(OS),Darwin)
+$(B)/libdsv4.a: $(LIB_OBJ) $(B)/link
+else
 $(B)/libdsv4.a: $(B)/libdsv4.o
-	rm -f $@
-	$(AR) rcs $@ $^
+$(B)/libdsv4.o: $(LIB_OBJ) $(B)/link
+	$(call say,LD $@)
+	$(Q)$(LD) -r -o $@ $(filter %.o,$^)
+	$(Q)$(OBJCOPY) --localize-hidden $@
+endif
 
-$(B)/libdsv4.so: $(LIB_OBJ)
-	$(CC) -shared -Wl,-soname,libdsv4.so.0 $(ALL_LD) -o $@ $^ $(ALL_LIBS)
+$(B)/$(SO): $(LIB_OBJ) $(B)/link
+	$(call say,LD $@)
+	$(Q)$(CC) $(SO_LD) $(ALL_LD) -o $@ $(filter %.o,$^) $(ALL_LIBS)
 
-# The tests see the inner names, so they link the plain objects.
-$(B)/libinner.a: $(LIB_OBJ)
-	rm -f $@
-	$(AR) rcs $@ $^
+# ---------------------------------------------------------------- what to run first
+# DEPS=no only looks, and says what is missing.
+DEPS_ARGS := $(if $(filter no,$(DEPS)),--check)
 
-$(B)/dsv4: $(TOOL_OBJ) $(B)/libinner.a
-	$(CC) $(ALL_LD) -o $@ $^ $(TOOL_LD) $(ALL_LIBS)
+deps:
+	@tools/install-deps $(DEPS_ARGS) build
+deps-test:
+	@tools/install-deps $(DEPS_ARGS) build test
+deps-dev:
+	@tools/install-deps $(DEPS_ARGS) build test dev
 
-$(B)/tools/%.o: tools/%.c
-	@mkdir -p $(@D)
-	$(CC) $(ALL_CF) $(TOOL_CF) -MMD -MP -c -o $@ $<
+# The second make sees what the first one has installed.
+demo: deps
+	@$(MAKE_ALL) programs
+	@printf '\n$$ %s --greedy "%s"\n' $(B)/dsv4 "$(QUESTION)"
+	@$(B)/dsv4 --greedy "$(QUESTION)"
 
-$(B)/%.o: %.c
-	@mkdir -p $(@D)
-	$(CC) $(ALL_CF) -MMD -MP -c -o $@ $<
+QUESTION ?= What is the capital of Cuba?
 
-CHECK_LD  = $(shell $(PKG) --libs check 2>/dev/null || echo -lcheck)
+# ---------------------------------------------------------------- tests
+check: deps-test
+	@$(MAKE_ALL) programs lib tests replays
+	@$(MAKE) --no-print-directory check-only
 
-$(B)/tests/%: $(B)/tests/%.o $(B)/libinner.a
-	$(CC) $(ALL_LD) -o $@ $^ $(CHECK_LD) $(ALL_LIBS)
+check-only: programs tests replays
+	@BUILD=$(B) CC='$(CC)' tests/run.sh $(TESTS) $(REPLAYS) $(TEST_SH)
 
-tests: $(TESTS)
+# What takes too long for every change: the slow cases, all sanitizers, half an hour of fuzzing a target.
+check-long: deps-dev
+	@CHECK_LONG=1 $(MAKE_ALL) check
+	@CHECK_LONG=1 $(MAKE_ALL) asan
+	@$(MAKE_ALL) ubsan
+	@$(MAKE_ALL) tsan
+	@$(MAKE_ALL) valgrind
+	@$(MAKE_ALL) fuzz TIME=1800
 
-check-only: all tests
-	BUILD=$(B) tests/run.sh $(TESTS) $(TEST_SH)
+tests: $(TESTS) ;
+replays: $(REPLAYS) ;
 
-FORMATTED := $(filter-out src/text/unicode_table.c,$(shell git ls-files '*.c' '*.h' 2>/dev/null))
+$(TESTS): $(B)/tests/%: $(B)/tests/%.o $(if $(TEST_OBJ),$(B)/libtests.a) $(INNER) $(B)/link
+	$(call say,LD $@)
+	$(Q)$(CC) $(ALL_LD) -o $@ $(filter %.o %.a,$^) $(CHECK_LD) $(TOOL_LD) $(ALL_LIBS)
+
+$(REPLAYS): $(B)/tests/replay_%: $(B)/tests/fuzz_%.o $(B)/tests/fuzz_main.o $(INNER) $(B)/link
+	$(call say,LD $@)
+	$(Q)$(CC) $(ALL_LD) -o $@ $(filter %.o %.a,$^) $(TOOL_LD) $(ALL_LIBS)
+
+# ---- the same tests, looked at harder, each in a variant of its own. Tests of the build are left out.
+BUILD_TESTS := tests/test_build.sh
+variant = +@$(MAKE_ALL) VARIANT=$(1) TEST_SH='$(filter-out $(BUILD_TESTS),$(TEST_SH))' HARDEN=
+STRICT := -fno-sanitize-recover=all -fno-omit-frame-pointer
+# More than what the standard calls undefined: values that change in a conversion, bounds of local arrays.
+MORE_UB := undefined,float-divide-by-zero,implicit-conversion,local-bounds
+
+clang:
+	$(call variant,clang) CC=$(CLANG) CFLAGS='$(CFLAGS) -Werror' check-only
+
+asan:
+	$(call variant,asan) OPT=-O1 SAN='-fsanitize=address,undefined $(STRICT)' check-only
+
+ubsan:
+	$(call variant,ubsan) CC=$(CLANG) OPT=-O1 SAN='-fsanitize=$(MORE_UB) $(STRICT)' check-only
+
+# clang, because its OpenMP tells ThreadSanitizer (through libarcher, which lies beside it) what waits for
+# what; gcc's does not. The replays have no threads.
+tsan: export TSAN_OPTIONS = ignore_noninstrumented_modules=1 halt_on_error=1
+tsan:
+	$(call variant,tsan) CC=$(CLANG) OPT=-O1 SAN=-fsanitize=thread REPLAYS= check-only
+
+valgrind: programs
+	valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite \
+	    $(B)/dsv4 --threads 2 -n 8 --greedy "$(QUESTION)"
+
+# ---- fuzzing: TIME seconds for each target, FUZZ='fuzz_a fuzz_b' for some of them only.
+fuzz:
+	+@$(MAKE_ALL) VARIANT=fuzz CC=$(CLANG) OPT=-O1 HARDEN= \
+	    SAN='-fsanitize=fuzzer-no-link,address,undefined $(STRICT)' fuzzers
+	@TIME=$(TIME) JOBS=$(JOBS) tests/fuzz.sh build/fuzz $(FUZZ)
+
+fuzzers: $(FUZZERS) ;
+
+$(FUZZERS): $(B)/tests/%: $(B)/tests/%.o $(INNER) $(B)/link
+	$(call say,LD $@)
+	$(Q)$(CC) $(ALL_LD) -fsanitize=fuzzer -o $@ $(filter %.o %.a,$^) $(TOOL_LD) $(ALL_LIBS)
+
+# ---------------------------------------------------------------- checks of the source itself
+SOURCES   := $(shell find src simd quant tools tests -name '*.[ch]' 2>/dev/null | sort)
+FORMATTED := $(filter-out %_table.c,$(SOURCES))
+HEADERS   := $(filter %.h,$(SOURCES))
+
+layers:
+	@tests/layers.sh
+
 format:
-	clang-format -i $(FORMATTED)
+	$(CLANG_FORMAT) -i $(FORMATTED)
 
 format-check:
-	clang-format --dry-run -Werror $(FORMATTED)
+	@$(CLANG_FORMAT) --dry-run -Werror $(FORMATTED)
+	@echo "$(words $(FORMATTED)) files are formatted"
 
+# Each header compiles alone, and twice, and the public one as C++ too.
+hdr-check: $(HEADERS:%=$(B)/headers/%.ok) $(B)/headers/c++.ok
+	@echo "$(words $(HEADERS)) headers compile alone"
+
+$(B)/headers/%.h.ok: %.h $(B)/flags
+	@mkdir -p $(@D)
+	@printf '\043include "%s"\n\043include "%s"\n' $< $< | \
+	    $(CC) $(ALL_CF) $(CHECK_CF) -Werror -Wno-unused-function -fsyntax-only -x c -
+	@touch $@
+
+$(B)/headers/c++.ok: src/dsv4.h $(B)/flags
+	@mkdir -p $(@D)
+	@if command -v $(firstword $(CXX)) >/dev/null; then \
+	    echo '#include "src/dsv4.h"' | $(CXX) -Wall -Wextra -Werror -I. -fsyntax-only -x c++ -; fi
+	@touch $@
+
+# ---------------------------------------------------------------- measuring
+bench: programs
+	@BUILD=$(B) tests/bench.sh
+
+# ---------------------------------------------------------------- install
+BIN   = $(DESTDIR)$(PREFIX)/bin
+LIB   = $(DESTDIR)$(PREFIX)/lib
+INC   = $(DESTDIR)$(PREFIX)/include
+SHARE = $(DESTDIR)$(PREFIX)/share
+NANO  = $(SHARE)/dsv4/models/nano
+MODEL_FILES = config.json generation_config.json tokenizer.json tokenizer_config.json model.safetensors
+
+install: all
+	install -d $(BIN) $(LIB)/pkgconfig $(INC) $(NANO) $(SHARE)/man/man1 \
+	    $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	install -m 755 $(PROGRAMS) $(BIN)
+	install -m 644 src/dsv4.h $(INC)
+	install -m 644 $(B)/libdsv4.a $(LIB)
+	install -m 755 $(B)/$(SO) $(LIB)
+	ln -sf $(SO) $(LIB)/$(SO_NAME)
+	ln -sf $(SO_NAME) $(LIB)/$(SO_LINK)
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' -e 's|@LIBS@|$(ALL_LIBS)|' src/dsv4.pc.in \
+	    >$(LIB)/pkgconfig/dsv4.pc
+	$(B)/dsv4 help --man >$(SHARE)/man/man1/dsv4.1
+	$(B)/dsv4 completion bash >$(SHARE)/bash-completion/completions/dsv4
+	$(B)/dsv4 completion zsh >$(SHARE)/zsh/site-functions/_dsv4
+	$(B)/dsv4 completion fish >$(SHARE)/fish/vendor_completions.d/dsv4.fish
+	install -m 644 $(MODEL_FILES:%=models/nano/%) $(NANO)
+
+uninstall:
+	rm -f $(MAIN_SRC:tools/%.c=$(BIN)/%) $(INC)/dsv4.h $(LIB)/libdsv4.a $(LIB)/$(SO) $(LIB)/$(SO_NAME) \
+	    $(LIB)/$(SO_LINK) $(LIB)/pkgconfig/dsv4.pc $(SHARE)/man/man1/dsv4.1 \
+	    $(SHARE)/bash-completion/completions/dsv4 $(SHARE)/zsh/site-functions/_dsv4 \
+	    $(SHARE)/fish/vendor_completions.d/dsv4.fish
+	rm -rf $(SHARE)/dsv4
+
+# ---------------------------------------------------------------- the rest
 clean:
 	rm -rf build
 
--include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TEST_SRC:%.c=$(B)/%.d)
+info:
+	@echo "dsv4 $(VERSION) on $(OS) $(ARCH), built into $(B)"
+	@echo "compiler   $(shell $(CC) --version 2>/dev/null | head -n 1)"
+	@echo "flags      $(OPT) $(HARDEN) $(SAN) $(CFLAGS)"
+	@echo "jansson    $(or $(shell $(PKG) --modversion jansson 2>/dev/null),MISSING: needed for everything)"
+	@echo "PCRE2      $(or $(shell $(PKG) --modversion libpcre2-8 2>/dev/null),no: tokenizers with unknown split patterns are refused)"
+	@echo "utf8proc   $(or $(shell $(PKG) --modversion libutf8proc 2>/dev/null),no: V4.1 models are refused)"
+	@echo "libedit    $(or $(shell $(PKG) --modversion libedit 2>/dev/null),no: the prompt of dsv4 chat has no history and no editing keys)"
+	@echo "Check      $(or $(shell $(PKG) --modversion check 2>/dev/null),no: make check needs it)"
+	@echo "clang      $(or $(shell $(CLANG) --version 2>/dev/null | head -n 1),no: make tsan; ubsan and fuzz need it)"
+	@echo "sources    $(words $(LIB_SRC)) files in the library and $(words $(MAIN_SRC) $(TOOL_SRC)) in the programs"
+
+help:
+	@echo "make                build the program and the library into $(B)"
+	@echo "make demo           install what is missing, build, ask the embedded model a question"
+	@echo "make check          install what is missing, build, run all tests"
+	@echo "make check-long     the slow tests, every sanitizer, half an hour of fuzzing a target"
+	@echo "make install        to PREFIX (/usr/local), below DESTDIR; make uninstall takes it away"
+	@echo "make deps           only install what building needs (deps-test, deps-dev: testing, developing)"
+	@echo "make asan           the tests with AddressSanitizer and UBSan; also ubsan, tsan, valgrind, clang"
+	@echo "make fuzz           each fuzz target for TIME=60 seconds"
+	@echo "make bench          speed of the embedded model and of the tokenizer"
+	@echo "make layers         includes point down only; hdr-check: headers compile alone"
+	@echo "make format         clang-format; format-check only looks"
+	@echo "make info           compiler, libraries found, flags"
+	@echo "make clean          remove build/"
+	@echo "DEPS=no only checks what is installed; V=1 shows commands; CC=clang another compiler"
+
+-include $(patsubst %.c,$(B)/%.d,$(LIB_SRC) $(MAIN_SRC) $(TOOL_SRC) $(wildcard tests/*.c))

@@ -1,0 +1,253 @@
+/* Data sheet, memory plan and build facts as JSON text, for programs and for our own tables. */
+#include "session.h"
+
+#include <jansson.h>
+#include <stdlib.h>
+
+/* jansson reports a lack of memory as NULL or -1 anywhere; one sticky flag says it at the end. */
+struct out {
+    json_t *root;
+    bool failed;
+};
+
+static void put(struct out *o, json_t *object, const char *key, json_t *value)
+{
+    if (!value || json_object_set_new(object, key, value) != 0)
+        o->failed = true;
+}
+
+static void put_int(struct out *o, json_t *object, const char *key, uint64_t v)
+{
+    put(o, object, key, json_integer((json_int_t)v));
+}
+
+static json_t *child(struct out *o, json_t *object, const char *key)
+{
+    json_t *j = json_object();
+    if (!j || json_object_set_new(object, key, j) != 0) {
+        o->failed = true;
+        return NULL;
+    }
+    return j;
+}
+
+static int finish(struct out *o, char **json, dsv4_err *err)
+{
+    char *text = o->failed ? NULL : json_dumps(o->root, JSON_INDENT(1));
+    json_decref(o->root);
+    if (!text)
+        return err_memory(err, 0, "a description");
+    *json = text;
+    return 0;
+}
+
+/* Bytes of weights that one token reads: everything once, of the routed experts its share. */
+static uint64_t bytes_per_token(const struct config *c, const struct class_sum *s)
+{
+    uint64_t n = 0;
+    for (int i = 0; i < N_CLASSES; i++)
+        if (i == CLASS_EXPERTS)
+            n += s[i].bytes / c->n_experts * c->top_k;
+        else if (i != CLASS_EMBED && i != CLASS_ENGRAM_TABLE && i != CLASS_DRAFT &&
+                 i != CLASS_VISION && i != CLASS_OTHER)
+            n += s[i].bytes;
+    return n + s[CLASS_EMBED].bytes / c->vocab;
+}
+
+static void put_sizes(struct out *o, const struct checkpoint *cp, const struct class_sum *s)
+{
+    const struct config *c = cp->cfg;
+    uint64_t total = 0, active = 0, tables = s[CLASS_ENGRAM_TABLE].weights;
+    for (int i = 0; i < N_CLASSES; i++) {
+        if (i == CLASS_DRAFT || i == CLASS_VISION || i == CLASS_OTHER)
+            continue;
+        total += s[i].weights;
+        if (i == CLASS_EXPERTS)
+            active += s[i].weights / c->n_experts * c->top_k;
+        else if (i == CLASS_EMBED)
+            active += c->d;
+        else if (i != CLASS_ENGRAM_TABLE)
+            active += s[i].weights;
+    }
+    uint64_t rows =
+        c->n_engram ? (uint64_t)c->n_engram * (c->engram_ngram - 1) * c->engram_heads : 0;
+    put_int(o, o->root, "parameters", total - tables);
+    put_int(o, o->root, "engram_parameters", tables);
+    put_int(o, o->root, "active_parameters", active + rows * c->engram_dim);
+    put_int(o, o->root, "bytes_per_token", bytes_per_token(c, s));
+    uint64_t k = cache_bytes(cp->m, 1, 0, CHUNK_ROWS * 1000) - cache_bytes(cp->m, 1, 0, 0);
+    put_int(o, o->root, "cache_bytes_per_1000_tokens", k / CHUNK_ROWS);
+    put_int(o, o->root, "cache_bytes_fixed", cache_bytes(cp->m, 256, 64, 0));
+}
+
+static void put_shape(struct out *o, const struct config *c)
+{
+    json_t *j = child(o, o->root, "shape");
+    if (!j)
+        return;
+    const struct {
+        const char *key;
+        uint64_t v;
+    } n[] = {{"layers", c->n_layers},         {"hidden", c->d},
+             {"streams", c->hc_mult},         {"vocabulary", c->vocab},
+             {"heads", c->n_heads},           {"head_dim", c->head_dim},
+             {"rope_dim", c->rope_dim},       {"q_lora", c->q_lora},
+             {"window", c->window},           {"experts", c->n_experts},
+             {"experts_per_token", c->top_k}, {"shared_experts", c->n_shared},
+             {"expert_width", c->d_ff},       {"hash_layers", c->n_hash_layers},
+             {"index_heads", c->index_heads}, {"index_dim", c->index_dim},
+             {"index_topk", c->index_topk},   {"engram_layers", c->n_engram},
+             {"drafting_blocks", c->n_mtp}};
+    for (size_t i = 0; i < sizeof n / sizeof *n; i++)
+        put_int(o, j, n[i].key, n[i].v);
+    json_t *ratios = json_array();
+    for (uint32_t l = 0; ratios && l < c->n_layers; l++)
+        if (json_array_append_new(ratios, json_integer(c->ratio[l])) != 0)
+            o->failed = true;
+    put(o, j, "compress_ratios", ratios);
+}
+
+static void put_classes(struct out *o, const struct class_sum *s)
+{
+    json_t *list = json_array();
+    put(o, o->root, "tensors", list);
+    for (int i = 0; i < N_CLASSES && list; i++) {
+        if (s[i].tensors == 0)
+            continue;
+        json_t *j = json_object();
+        if (!j || json_array_append_new(list, j) != 0) {
+            o->failed = true;
+            return;
+        }
+        put(o, j, "class", json_string(tensor_class_name((enum tensor_class)i)));
+        put_int(o, j, "tensors", s[i].tensors);
+        put_int(o, j, "weights", s[i].weights);
+        put_int(o, j, "bytes", s[i].bytes);
+        put(o, j, "used", json_boolean(i != CLASS_DRAFT && i != CLASS_VISION && i != CLASS_OTHER));
+        json_t *d = child(o, j, "bytes_by_dtype");
+        for (int t = 0; t < N_DTYPES && d; t++)
+            if (s[i].by_dtype[t])
+                put_int(o, d, dtype_name((enum dtype)t), s[i].by_dtype[t]);
+    }
+}
+
+static const char *family_text(const struct config *c)
+{
+    return c->family == FAMILY_V41 ? "DeepSeek-V4.1" : "DeepSeek-V4";
+}
+
+int dsv4_info(const char *dir, char **json, dsv4_err *err)
+{
+    struct checkpoint cp;
+    struct class_sum sum[N_CLASSES];
+    *json = NULL;
+    TRY(checkpoint_open(&cp, dir, true, err));
+    checkpoint_classes(&cp, sum);
+    struct out o = {.root = json_object()};
+    const struct config *c = cp.cfg;
+    put(&o, o.root, "directory", json_string(dir));
+    put(&o, o.root, "family", json_string(family_text(c)));
+    put(&o, o.root, "prompt_dialect",
+        json_string(c->family == FAMILY_V41 ? "v41"
+                    : c->rev_0731           ? "v4-0731"
+                                            : "v4-preview"));
+    put_int(&o, o.root, "context", c->max_ctx);
+    put_int(&o, o.root, "shards", store_shards(cp.store));
+    put_int(&o, o.root, "bytes", store_bytes(cp.store));
+    put_sizes(&o, &cp, sum);
+    put(&o, o.root, "vision", json_boolean(c->has_vision));
+    put_shape(&o, c);
+    put_classes(&o, sum);
+    checkpoint_close(&cp);
+    return finish(&o, json, err);
+}
+
+static void put_item(struct out *o, json_t *list, const char *what, const char *where,
+                     uint64_t bytes, const char *why)
+{
+    if (bytes == 0)
+        return;
+    json_t *j = json_object();
+    if (!j || json_array_append_new(list, j) != 0) {
+        o->failed = true;
+        return;
+    }
+    put(o, j, "what", json_string(what));
+    put(o, j, "where", json_string(where));
+    put_int(o, j, "bytes", bytes);
+    put(o, j, "why", json_string(why));
+}
+
+int dsv4_plan(const char *dir, const dsv4_options *opt, char **json, dsv4_err *err)
+{
+    static const dsv4_options defaults;
+    struct checkpoint cp;
+    struct plan p;
+    struct class_sum sum[N_CLASSES];
+    *json = NULL;
+    opt = opt ? opt : &defaults;
+    TRY(checkpoint_open(&cp, dir, !opt->no_cache_quant, err));
+    int rc = plan_make(&p, &cp, opt, true, err);
+    if (rc != 0) {
+        checkpoint_close(&cp);
+        return rc;
+    }
+    checkpoint_classes(&cp, sum);
+    struct out o = {.root = json_object()};
+    put(&o, o.root, "directory", json_string(dir));
+    put(&o, o.root, "family", json_string(family_text(cp.cfg)));
+    put_int(&o, o.root, "ctx", p.ctx);
+    put_int(&o, o.root, "batch", p.batch);
+    put_int(&o, o.root, "sequences", p.sequences);
+    put_int(&o, o.root, "threads", (uint64_t)p.threads);
+    json_t *list = json_array();
+    put(&o, o.root, "items", list);
+    if (list) {
+        put_item(&o, list, "weights", opt->paged ? "disk, mapped" : "memory, mapped", p.weights,
+                 "read as tokens are computed");
+        put_item(&o, list, "Engram tables", "disk, mapped", p.tables,
+                 "a few rows a token; the page cache keeps the hot ones");
+        put_item(&o, list, "unused tensors", "disk", p.unused,
+                 "drafting heads and vision: recognised, not used yet");
+        put_item(&o, list, "caches", "memory", p.caches,
+                 "window, compressed entries and index keys at full context");
+        put_item(&o, list, "buffers of a step", "memory", p.scratch, "grow with --batch");
+        put_item(&o, list, "the rest", "memory", p.other, "tokenizer, threads (an estimate)");
+    }
+    uint64_t need = p.caches + p.scratch + p.other + (opt->paged ? 0 : p.weights);
+    uint64_t per_token = bytes_per_token(cp.cfg, sum);
+    put_int(&o, o.root, "needed", need);
+    put_int(&o, o.root, "available", p.available);
+    put(&o, o.root, "fits", json_boolean(need <= p.available));
+    put_int(&o, o.root, "bytes_per_token", per_token);
+    /* No machine generates faster than it reads the weights of a token. */
+    put(&o, o.root, "tokens_per_second_per_10_GB_per_s", json_real(1e10 / (double)per_token));
+    checkpoint_close(&cp);
+    return finish(&o, json, err);
+}
+
+int dsv4_about(char **json, dsv4_err *err)
+{
+    struct out o = {.root = json_object()};
+    struct kernels k;
+    kernels_init(&k);
+    *json = NULL;
+    put(&o, o.root, "version", json_string(DSV4_VERSION));
+    put(&o, o.root, "kernels", json_string(k.level));
+    put_int(&o, o.root, "cores", (uint64_t)pool_cores());
+#ifdef __VERSION__
+    put(&o, o.root, "compiler", json_string(__VERSION__));
+#endif
+#ifdef HAVE_PCRE2
+    put(&o, o.root, "pcre2", json_true());
+#else
+    put(&o, o.root, "pcre2", json_false());
+#endif
+#ifdef HAVE_UTF8PROC
+    put(&o, o.root, "utf8proc", json_true());
+#else
+    put(&o, o.root, "utf8proc", json_false());
+#endif
+    put(&o, o.root, "jansson", json_string(JANSSON_VERSION));
+    return finish(&o, json, err);
+}

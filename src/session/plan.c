@@ -1,0 +1,170 @@
+/* The memory plan, made before anything is read, and the data sheet of a checkpoint. Both are facts
+ * about tensor names, config and options: nothing here touches a weight. */
+#include "session.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { DEFAULT_BATCH = 256, DEFAULT_REWIND = 64, MAX_BATCH = 65536, MAX_SEQUENCES = 4096 };
+
+/* ORDER CLASSES */
+const char *tensor_class_name(enum tensor_class c)
+{
+    static const char *const name[N_CLASSES] = {
+        "embedding",      "output head",        "attention",      "indexer and compressors",
+        "routed experts", "shared experts",     "routers",        "norms and mHC",
+        "Engram tables",  "Engram projections", "drafting heads", "vision",
+        "other"};
+    return name[c];
+}
+
+enum tensor_class tensor_class_of(const char *n)
+{
+    if (strncmp(n, "mtp.", 4) == 0)
+        return CLASS_DRAFT;
+    if (strncmp(n, "vision.", 7) == 0 || strncmp(n, "aligner.", 8) == 0 ||
+        strncmp(n, "image_", 6) == 0)
+        return CLASS_VISION;
+    if (strncmp(n, "embed.", 6) == 0)
+        return CLASS_EMBED;
+    if (strncmp(n, "head.", 5) == 0)
+        return CLASS_HEAD;
+    if (strncmp(n, "norm.", 5) == 0 || strncmp(n, "hc_head", 7) == 0)
+        return CLASS_SMALL;
+    if (strncmp(n, "layers.", 7) != 0)
+        return CLASS_OTHER;
+    const char *p = strchr(n + 7, '.');
+    if (!p)
+        return CLASS_OTHER;
+    p++;
+    if (strncmp(p, "engram.embed.", 13) == 0)
+        return CLASS_ENGRAM_TABLE;
+    if (strncmp(p, "engram.", 7) == 0)
+        return CLASS_ENGRAM;
+    if (strncmp(p, "ffn.experts.", 12) == 0)
+        return CLASS_EXPERTS;
+    if (strncmp(p, "ffn.shared_experts.", 19) == 0)
+        return CLASS_SHARED;
+    if (strncmp(p, "ffn.gate.", 9) == 0)
+        return CLASS_ROUTER;
+    if (strncmp(p, "attn.compressor.", 16) == 0 || strncmp(p, "attn.indexer.", 13) == 0)
+        return CLASS_INDEXER;
+    if (strncmp(p, "attn.w", 6) == 0)
+        return CLASS_ATTENTION;
+    if (strncmp(p, "attn", 4) == 0 || strncmp(p, "ffn_norm", 8) == 0 || strncmp(p, "hc_", 3) == 0)
+        return CLASS_SMALL;
+    return CLASS_OTHER;
+}
+
+void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASSES])
+{
+    memset(out, 0, N_CLASSES * sizeof *out);
+    for (size_t i = 0; i < store_count(c->store); i++) {
+        const struct tensor *t = store_at(c->store, i);
+        struct class_sum *s = &out[tensor_class_of(t->name)];
+        s->tensors++;
+        s->bytes += t->bytes;
+        s->by_dtype[t->dtype] += t->bytes;
+        size_t n = strlen(t->name);
+        bool scale = n > 6 && strcmp(t->name + n - 6, ".scale") == 0;
+        if (!scale || t->dtype != DTYPE_E8M0)
+            s->weights += t->bytes / dtype_size(t->dtype) * (t->dtype == DTYPE_I8 ? 2 : 1);
+    }
+}
+
+/* The tokenizer and its tables, stacks of threads, the C library. */
+static uint64_t other_bytes(const struct plan *p, const struct config *c)
+{
+    return (48ull << 20) + (uint64_t)p->threads * (256u << 10) + (uint64_t)c->vocab * 256;
+}
+
+static void size_for(struct plan *p, const struct checkpoint *c, uint32_t ctx)
+{
+    p->ctx = ctx;
+    p->caches = p->sequences * cache_bytes(c->m, p->batch, p->rewind, ctx);
+    p->scratch = batch_bytes(c->m, p->batch, p->sequences, ctx, p->threads);
+}
+
+static uint64_t own_bytes(const struct plan *p)
+{
+    return p->caches + p->scratch + p->other;
+}
+
+static int check_options(const dsv4_options *o, const struct config *c, dsv4_err *err)
+{
+    if (o->ctx > c->max_ctx)
+        return err_set(err, DSV4_USAGE, "a context of %u tokens; the model has at most %u", o->ctx,
+                       c->max_ctx);
+    if (o->batch > MAX_BATCH)
+        return err_set(err, DSV4_USAGE, "batches of %u rows; at most %d", o->batch, MAX_BATCH);
+    if (o->sequences > MAX_SEQUENCES)
+        return err_set(err, DSV4_USAGE, "%u sequences; at most %d", o->sequences, MAX_SEQUENCES);
+    if (o->rewind > (1u << 20))
+        return err_set(err, DSV4_USAGE, "a rewind of %u tokens; at most %u", o->rewind, 1u << 20);
+    if (o->threads > 1024)
+        return err_set(err, DSV4_USAGE, "%u threads; at most 1024", o->threads);
+    return 0;
+}
+
+/* The longest context whose caches and buffers fit into `room` bytes; 0 when none does. */
+static uint32_t longest_context(struct plan *p, const struct checkpoint *c, uint64_t room)
+{
+    uint32_t low = 0, high = c->cfg->max_ctx;
+    while (low < high) {
+        uint32_t mid = low + (high - low + 1) / 2;
+        size_for(p, c, mid);
+        if (own_bytes(p) <= room)
+            low = mid;
+        else
+            high = mid - 1;
+    }
+    return low;
+}
+
+static double gib(uint64_t bytes)
+{
+    return (double)bytes / (double)(1ull << 30);
+}
+
+static int refuse(const struct plan *p, dsv4_err *err)
+{
+    return err_set(
+        err, DSV4_NO_MEMORY,
+        "not enough memory: weights %.2f GiB + caches for %u tokens %.2f GiB + buffers and "
+        "the rest %.2f GiB = %.2f GiB; available are %.2f GiB (a smaller --ctx or --batch "
+        "helps; --paged reads weights from disk as needed)",
+        gib(p->weights), p->ctx, gib(p->caches), gib(p->scratch + p->other),
+        gib(p->weights + own_bytes(p)), gib(p->available));
+}
+
+int plan_make(struct plan *p, const struct checkpoint *c, const dsv4_options *opt, bool anyway,
+              dsv4_err *err)
+{
+    struct class_sum sum[N_CLASSES];
+    TRY(check_options(opt, c->cfg, err));
+    *p = (struct plan){.batch = opt->batch ? opt->batch : DEFAULT_BATCH,
+                       .sequences = opt->sequences ? opt->sequences : 1,
+                       .rewind = opt->rewind ? opt->rewind : DEFAULT_REWIND,
+                       .threads = opt->threads ? (int)opt->threads : pool_cores()};
+    checkpoint_classes(c, sum);
+    for (int i = 0; i < N_CLASSES; i++) {
+        if (i == CLASS_ENGRAM_TABLE)
+            p->tables += sum[i].bytes;
+        else if (i == CLASS_DRAFT || i == CLASS_VISION || i == CLASS_OTHER)
+            p->unused += sum[i].bytes;
+        else
+            p->weights += sum[i].bytes;
+    }
+    p->other = other_bytes(p, c->cfg);
+    p->available = opt->max_memory ? opt->max_memory : mem_available();
+    uint64_t weights = opt->paged ? 0 : p->weights;
+    uint64_t room = p->available > weights ? p->available - weights : 0;
+    uint32_t ctx = opt->ctx;
+    if (ctx == 0) {
+        ctx = longest_context(p, c, room);
+        uint32_t least = c->cfg->max_ctx < 512 ? c->cfg->max_ctx : 512;
+        ctx = ctx < least ? least : ctx; /* refused below, with figures */
+    }
+    size_for(p, c, ctx);
+    return own_bytes(p) <= room || anyway ? 0 : refuse(p, err);
+}

@@ -1,0 +1,85 @@
+/* session.h - the inner side of engines and sequences (what programs see is dsv4.h). */
+#ifndef DSV4_SESSION_H
+#define DSV4_SESSION_H
+
+#include "src/model/model.h"
+
+/* A checkpoint directory, checked and bound, nothing of it read: what info and plan describe and what an
+ * engine is made of. */
+struct checkpoint {
+    char *dir;
+    struct config *cfg;
+    struct store *store;
+    struct model *m;
+};
+
+int checkpoint_open(struct checkpoint *c, const char *dir, bool cache_quant, dsv4_err *err);
+void checkpoint_close(struct checkpoint *c);
+/* Reads DIR/NAME (at most 64 MiB). */
+int checkpoint_read(const char *dir, const char *name, char **text, size_t *len, dsv4_err *err);
+
+/* ------------------------------------------------------------------ memory plan (plan.c) */
+
+/* What tensors of a checkpoint are for. ORDER CLASSES: class_name (plan.c) */
+enum tensor_class {
+    CLASS_EMBED,
+    CLASS_HEAD,
+    CLASS_ATTENTION,
+    CLASS_INDEXER, /* and compressors */
+    CLASS_EXPERTS,
+    CLASS_SHARED,
+    CLASS_ROUTER,
+    CLASS_SMALL, /* norms, mHC */
+    CLASS_ENGRAM_TABLE,
+    CLASS_ENGRAM,
+    CLASS_DRAFT,  /* mtp.*: recognised, not used yet */
+    CLASS_VISION, /* likewise */
+    CLASS_OTHER,
+    N_CLASSES
+};
+
+struct class_sum {
+    uint64_t tensors, bytes, weights; /* weights: numbers, without scales */
+    uint64_t by_dtype[N_DTYPES];      /* bytes */
+};
+
+enum tensor_class tensor_class_of(const char *official_name);
+const char *tensor_class_name(enum tensor_class c);
+void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASSES]);
+
+struct plan {
+    uint32_t ctx, batch, sequences, rewind;
+    int threads;
+    uint64_t weights; /* read for tokens: stay in memory */
+    uint64_t tables;  /* Engram tables: mapped, paged in by row */
+    uint64_t unused;  /* drafting heads, vision: never touched */
+    uint64_t caches;  /* all sequences at ctx tokens */
+    uint64_t scratch; /* buffers of a step */
+    uint64_t other;   /* tokenizer, tables, threads: an estimate */
+    uint64_t available;
+};
+
+/* Chooses what `opt` leaves open and refuses (DSV4_NO_MEMORY with figures) what does not fit. With
+ * `anyway` a plan that does not fit is returned too. */
+int plan_make(struct plan *p, const struct checkpoint *c, const dsv4_options *opt, bool anyway,
+              dsv4_err *err);
+
+/* ------------------------------------------------------------------ engine */
+
+struct dsv4_engine {
+    struct checkpoint cp;
+    struct plan plan;
+    dsv4_tokenizer *tok;
+    struct pool *pool;
+    struct batch *batch;
+    dsv4_sampling sampling;
+};
+
+struct dsv4_seq {
+    dsv4_engine *e;
+    struct cache *cache;
+    size_t pending; /* tokens of the running dsv4_eval */
+    bool counted;
+};
+
+#endif
