@@ -6,26 +6,71 @@
 
 enum { MAX_TAPS = 4096 };
 
-/* What one run showed at the tapped points: name -> [rows][width], all rows. */
+/* What one run showed at the tapped points: name -> [rows][width], all rows. Decisions (chosen
+ * entries, candidate blocks, experts) are kept as the goldens store them: numbers ascending, -1 for
+ * none, or flags. */
 struct seen {
     char name[MAX_TAPS][40];
     float *x[MAX_TAPS];
     size_t rows[MAX_TAPS], width[MAX_TAPS], n;
 };
 
-static void remember(void *arg, int layer, const char *what, const float *x, size_t rows,
-                     size_t width)
+static float *keep(struct seen *s, int layer, const char *what, size_t rows, size_t width)
 {
-    struct seen *s = arg;
     ck_assert_uint_lt(s->n, MAX_TAPS);
     if (layer < 0)
         snprintf(s->name[s->n], sizeof *s->name, "%s", what);
     else
         snprintf(s->name[s->n], sizeof *s->name, "L%d.%s", layer, what);
-    s->x[s->n] = malloc(rows * width * sizeof *x);
-    memcpy(s->x[s->n], x, rows * width * sizeof *x);
     s->rows[s->n] = rows;
-    s->width[s->n++] = width;
+    s->width[s->n] = width;
+    return s->x[s->n++] = calloc(rows * width + 1, sizeof(float));
+}
+
+static void keep_chosen(struct seen *s, const struct batch *b, int layer)
+{
+    const struct config *c = b->m->cfg;
+    const struct layer *L = &b->m->layer[layer];
+    size_t entries = (b->pos[b->n - 1] + 1) / L->ratio, size = c->candidate_block;
+    float *ids = keep(s, layer, "idx_ids", b->n, c->index_topk);
+    float *score = keep(s, layer, "idx_score", b->n, entries);
+    for (size_t r = 0; r < b->n; r++) {
+        size_t visible = (b->pos[r] + 1) / L->ratio;
+        const uint32_t *cand = b->cand + r * c->candidate_blocks;
+        for (size_t j = 0; j < c->index_topk; j++)
+            ids[r * c->index_topk + j] =
+                j < b->n_sel[r] ? (float)b->sel[r * c->index_topk + j] : -1.0f;
+        for (size_t e = 0; e < entries; e++)
+            score[r * entries + e] =
+                e < visible && !L->candidates ? b->score[r * b->score_ld + e] : -INFINITY;
+        for (size_t j = 0; L->candidates && j < b->n_cand[r] * size; j++)
+            if (cand[j / size] * size + j % size < entries)
+                score[r * entries + cand[j / size] * size + j % size] =
+                    b->score[r * b->score_ld + j];
+    }
+    if (layer != c->candidate_source)
+        return;
+    size_t blocks = (entries + size - 1) / size;
+    float *kept = keep(s, layer, "cand_blocks", b->n, blocks);
+    for (size_t r = 0; r < b->n; r++)
+        for (size_t j = 0; j < b->n_cand[r]; j++)
+            kept[r * blocks + b->cand[r * c->candidate_blocks + j]] = 1;
+}
+
+static void remember(void *arg, const struct batch *b, int layer, const char *what, const float *x,
+                     size_t rows, size_t width)
+{
+    struct seen *s = arg;
+    if (x) {
+        memcpy(keep(s, layer, what, rows, width), x, rows * width * sizeof *x);
+    } else if (strcmp(what, "chosen") == 0) {
+        keep_chosen(s, b, layer);
+    } else {
+        size_t k = b->m->cfg->top_k;
+        float *ids = keep(s, layer, "expert_ids", rows, k);
+        for (size_t i = 0; i < rows * k; i++)
+            ids[i] = (float)b->pick[i];
+    }
 }
 
 static int compare_float(const void *a, const void *b)
@@ -129,17 +174,40 @@ static void judge_taps(const struct golden *g, const struct seen *s)
             size_t row = (size_t)json_integer_value(json_array_get(pos, p));
             ck_assert_uint_lt(row, s->rows[i]);
             for (size_t k = 0; k < s->width[i]; k++) {
-                double want = golden_f32(t, p * s->width[i] + k);
-                double e = fabs(s->x[i][row * s->width[i] + k] - want) / (1 + fabs(want));
+                double want = t->dtype == DTYPE_F32 ? golden_f32(t, p * s->width[i] + k)
+                                                    : (double)golden_i64(t, p * s->width[i] + k);
+                double got = s->x[i][row * s->width[i] + k];
+                double e = got == want ? 0 : fabs(got - want) / (1 + fabs(want));
                 ck_assert_msg(e <= tol, "%s: %s at position %zu, channel %zu: %g, expected %g",
-                              g->dir, s->name[i], row, k, (double)s->x[i][row * s->width[i] + k],
-                              want);
+                              g->dir, s->name[i], row, k, got, want);
             }
         }
         judged++;
     }
     ck_assert_uint_ge(judged, 3);
     printf("   %-40s %zu taps\n", g->dir, judged);
+}
+
+/* Row addresses of the memory tables, for every position or for the tapped ones. */
+static void judge_engram(const struct golden *g, const struct cache *c, size_t tokens)
+{
+    const struct tensor *t = store_find(g->want, "engram_rows");
+    if (!t)
+        return;
+    const struct config *f = g->cfg;
+    json_t *taps = json_object_get(g->expect, "tap_positions");
+    size_t columns = (f->engram_ngram - 1) * f->engram_heads, n = (size_t)t->dim[0], at = 0;
+    ck_assert(n == tokens || n == json_array_size(taps));
+    for (size_t j = 0; j < n; j++)
+        for (uint32_t i = 0; i < f->n_engram; i++) {
+            uint64_t row[MAX_ENGRAM_COLUMNS];
+            size_t p = n == tokens ? j : (size_t)json_integer_value(json_array_get(taps, j));
+            engram_rows(row, g->m->layer[f->engram_layer[i]].engram, f->engram_ngram,
+                        f->engram_heads, c->folded + p, (uint32_t)p + 1,
+                        g->m->engram_map[f->engram_pad]);
+            for (size_t k = 0; k < columns; k++, at++)
+                ck_assert_uint_eq(row[k], (uint64_t)golden_i64(t, at));
+        }
 }
 
 /* The caches as stored, at every layer that owns one. */
@@ -192,6 +260,7 @@ static void prefill_and_decode(const char *name, int threads)
     if (!g.quant)
         judge_taps(&g, s);
     judge_caches(&g, c, n);
+    judge_engram(&g, c, n);
     continue_greedily(&g, c, logits + (n - 1) * g.cfg->vocab, &e);
     judge(&g, "prefill, decode", &e);
     for (size_t i = 0; i < s->n; i++)

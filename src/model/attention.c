@@ -89,6 +89,10 @@ static void make_queries(const struct lane *l, struct batch *b, const struct lay
         compress_store(l, b, L);
     lane_barrier(l);
     TAP(l, b, (int)L->id, "q", b->q, b->n, heads);
+    if (L->index_source) {
+        TAP(l, b, (int)L->id, "idx_q", b->iq, b->n, ih);
+        TAP(l, b, (int)L->id, "idx_w", b->iw, b->n, c->index_heads);
+    }
 }
 
 /* A running softmax over tiles of window and entries for heads h0 .. h1 of one row. */

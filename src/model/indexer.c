@@ -157,4 +157,5 @@ void choose_entries(const struct lane *l, struct batch *b, const struct layer *L
             choose_row(l, b, L, g + i, b->score + i * b->score_ld, (b->pos[g + i] + 1) / L->ratio);
         lane_barrier(l);
     }
+    TAP(l, b, (int)L->id, "chosen", NULL, b->n, 0);
 }

@@ -199,9 +199,12 @@ struct segment {
     size_t pos;    /* position of the first row */
 };
 
-/* For tests and comparisons: called on one lane at the points that the goldens name. */
+/* For tests and comparisons: called on one lane at the points that the goldens name, with rows of
+ * floats, or without any ("chosen", "experts") when the batch itself holds what was decided. */
+struct batch;
 struct tap {
-    void (*fn)(void *arg, int layer, const char *what, const float *x, size_t rows, size_t width);
+    void (*fn)(void *arg, const struct batch *b, int layer, const char *what, const float *x,
+               size_t rows, size_t width);
     void *arg;
 };
 

@@ -125,6 +125,8 @@ static void choose_experts(const struct lane *l, struct batch *b, const struct l
     }
     lane_barrier(l);
     TAP(l, b, (int)L->id, "router", b->router, b->n, c->n_experts);
+    TAP(l, b, (int)L->id, "expert_w", b->pick_w, b->n, k);
+    TAP(l, b, (int)L->id, "experts", NULL, b->n, 0);
 }
 
 /* Counting sort of (row, choice) by expert. */

@@ -76,6 +76,6 @@ void tap_rows(const struct lane *l, const struct batch *b, int layer, const char
               const float *x, size_t rows, size_t width)
 {
     if (l->id == 0)
-        b->tap->fn(b->tap->arg, layer, what, x, rows, width);
+        b->tap->fn(b->tap->arg, b, layer, what, x, rows, width);
     lane_barrier(l);
 }
