@@ -147,18 +147,19 @@ START_TEST(quantizers)
              {"hadamard_128_then_e2m1_b32", {R_E2M1_32, 128, 0}, 128}};
     float *x = floats("x", NULL), row[128];
     for (size_t i = 0; i < sizeof q / sizeof *q; i++) {
-        float *want = floats(q[i].name, NULL);
+        float *want = floats(q[i].name, NULL), *turned = NULL;
+        char name[32];
+        snprintf(name, sizeof name, "hadamard_%zu", q[i].hadamard);
+        if (q[i].hadamard)
+            turned = floats(name, NULL);
         for (size_t r = 0; r < 24; r++) {
             memcpy(row, x + r * 128, sizeof row);
-            if (q[i].hadamard)
-                hadamard(row, q[i].hadamard);
+            if (q[i].hadamard) /* of the golden's own transform: sums that cancel are rounding */
+                memcpy(row, turned + r * q[i].hadamard, q[i].hadamard * sizeof *row);
             row_round(&kernels, row, q[i].s);
-            /* A sum of 32 terms may round to +0 or to a tiny negative number: both are code 0. */
-            if (q[i].hadamard)
-                near(q[i].name, row, want + r * q[i].s.width, q[i].s.width, 0);
-            else
-                same_bits(q[i].name, row, want + r * q[i].s.width, q[i].s.width);
+            same_bits(q[i].name, row, want + r * q[i].s.width, q[i].s.width);
         }
+        free(turned);
         free(want);
     }
     for (size_t n = 32; n <= 128; n *= 2) {
@@ -168,7 +169,10 @@ START_TEST(quantizers)
         for (size_t r = 0; r < 24; r++) {
             memcpy(row, x + r * 128, sizeof row);
             hadamard(row, n);
-            near(name, row, want + r * n, n, 1e-6);
+            float most = 1;
+            for (size_t i = 0; i < n; i++) /* sums of values of very different size */
+                most = fmaxf(most, fabsf(x[r * 128 + i]));
+            near(name, row, want + r * n, n, 1e-6 * (double)most);
         }
         free(want);
     }
