@@ -53,7 +53,7 @@ void golden_open(struct golden *g, const char *name, int threads)
     free(text);
     OK(store_open(&g->store, model, &err));
     OK(model_bind(&g->m, g->cfg, g->store, g->quant, &err));
-    OK(model_check_scales(g->m, &err));
+    OK(model_check_scales(g->m, NULL, &err));
     if (g->cfg->n_engram)
         bind_tokens(g, model);
     OK(pool_open(&g->pool, threads, &err));

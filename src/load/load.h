@@ -133,9 +133,11 @@ const struct tensor *store_at(const struct store *s, size_t i); /* ascending by 
 uint64_t store_bytes(const struct store *s);                    /* tensor data in all shards */
 size_t store_shards(const struct store *s);
 
-/* Asks the kernel to read a shard's pages ahead (progress bar: call in pieces). Returns bytes
- * covered; touches every page, so that a slow disk is felt here and not at the first token. */
-int store_prefetch(const struct store *s, dsv4_progress_fn progress, void *arg, dsv4_err *err);
+/* Reads the pages of the tensors for which `wanted` says so (NULL: all), in the order of the files,
+ * so that a slow disk is felt here and not at the first token. `progress` hears of every 64 MB or
+ * so and can stop it. */
+int store_prefetch(const struct store *s, bool (*wanted)(const struct tensor *t),
+                   dsv4_progress_fn progress, void *arg, dsv4_err *err);
 
 /* The official name of a stored name: no `model.` prefix, no old spelling (spec: checkpoints).
  * Writes at most cap bytes with NUL; false when it does not fit. */

@@ -257,27 +257,57 @@ void store_close(struct store *s)
 
 #define STEP ((size_t)64 << 20)
 
-int store_prefetch(const struct store *s, dsv4_progress_fn progress, void *arg, dsv4_err *err)
+static int by_place(const void *a, const void *b)
 {
-    uint64_t done = 0, total = 0;
-    for (size_t i = 0; i < s->n_shards; i++)
-        total += s->shard[i].len;
+    const struct tensor *x = *(const struct tensor *const *)a,
+                        *y = *(const struct tensor *const *)b;
+    return (x->data > y->data) - (x->data < y->data);
+}
+
+/* Touches one tensor's pages, piece by piece; *since counts bytes since the last report. */
+static bool touch(const struct tensor *t, uint64_t *done, uint64_t *since, uint64_t total,
+                  dsv4_progress_fn progress, void *arg)
+{
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     volatile uint8_t sink = 0;
-    for (size_t i = 0; i < s->n_shards; i++) {
-        const struct file_map *m = &s->shard[i];
-        for (size_t at = 0; at < m->len; at += STEP) {
-            size_t n = m->len - at < STEP ? m->len - at : STEP;
-            size_t ahead = m->len - at < 2 * STEP ? m->len - at : 2 * STEP;
-            /* Only advice: when it is not taken, touching reads all the same. */
-            madvise((void *)(uintptr_t)(m->data + at), ahead, MADV_WILLNEED);
-            for (size_t k = 0; k < n; k += page)
-                sink = m->data[at + k];
-            done += n;
-            if (progress && progress(arg, done, total))
-                return err_set(err, DSV4_INTERRUPTED, "interrupted while reading %s", m->path);
-        }
+    for (uint64_t at = 0; at < t->bytes; at += STEP) {
+        size_t n = t->bytes - at < STEP ? (size_t)(t->bytes - at) : STEP;
+        /* Only advice, for whole pages: when it is not taken, touching reads all the same. */
+        const uint8_t *from = t->data + at - (uintptr_t)(t->data + at) % page;
+        madvise((void *)(uintptr_t)from, (size_t)(t->data + at + n - from), MADV_WILLNEED);
+        for (size_t k = 0; k < n; k += page)
+            sink = t->data[at + k];
+        *done += n;
+        *since += n;
+        if (*since < STEP && *done < total)
+            continue;
+        *since = 0;
+        if (progress && progress(arg, *done, total))
+            return true;
     }
     (void)sink;
-    return 0;
+    return false;
+}
+
+int store_prefetch(const struct store *s, bool (*wanted)(const struct tensor *t),
+                   dsv4_progress_fn progress, void *arg, dsv4_err *err)
+{
+    const struct tensor **list;
+    uint64_t done = 0, since = 0, total = 0;
+    size_t n = 0;
+    int rc = 0;
+    TRY(mem_alloc(&list, store_count(s), sizeof *list, "the order of reading", err));
+    for (size_t i = 0; i < store_count(s); i++) {
+        const struct tensor *t = store_at(s, i);
+        if (wanted && !wanted(t))
+            continue;
+        list[n++] = t;
+        total += t->bytes;
+    }
+    qsort(list, n, sizeof *list, by_place); /* disks like their order */
+    for (size_t i = 0; i < n && rc == 0; i++)
+        if (touch(list[i], &done, &since, total, progress, arg))
+            rc = err_set(err, DSV4_INTERRUPTED, "interrupted while reading %s", list[i]->path);
+    free(list);
+    return rc;
 }

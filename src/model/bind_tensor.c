@@ -146,11 +146,13 @@ bool model_has(const struct model *m, const char *format, ...)
     return store_find(m->store, name) != NULL;
 }
 
-int model_check_scales(const struct model *m, dsv4_err *err)
+int model_check_scales(const struct model *m, bool (*wanted)(const struct tensor *t), dsv4_err *err)
 {
     for (size_t i = 0; i < store_count(m->store); i++) {
         const struct tensor *t = store_at(m->store, i);
-        const uint8_t *bad = t->dtype == DTYPE_E8M0 ? memchr(t->data, 255, (size_t)t->bytes) : NULL;
+        if (t->dtype != DTYPE_E8M0 || (wanted && !wanted(t)))
+            continue;
+        const uint8_t *bad = memchr(t->data, 255, (size_t)t->bytes);
         if (bad)
             return err_set(err, DSV4_REFUSED, "%s: %s: the scale at byte %zu is NaN (255)", t->path,
                            t->stored, (size_t)(bad - t->data));

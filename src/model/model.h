@@ -98,8 +98,8 @@ struct model {
     size_t n_owned, cap_owned;
 };
 
-/* What the tensors of a checkpoint are in bytes, by class, and whether everything that the config
- * asks for is there with the right shape. */
+/* Finds every tensor that the config asks for and checks its dtype and shape; decides what each
+ * layer is. cache_quant: caches in the trained formats, otherwise in f32. */
 int model_bind(struct model **out, struct config *cfg, struct store *store, bool cache_quant,
                dsv4_err *err);
 void model_close(struct model *m); /* closes neither cfg nor store */
@@ -115,8 +115,9 @@ int bind_vector(struct model *m, float **out, uint64_t n, dsv4_err *err, const c
     PRINTF_LIKE(5, 6);
 bool model_has(const struct model *m, const char *name, ...) PRINTF_LIKE(2, 3);
 
-/* Refuses scales that are NaN (e8m0 255) anywhere in the bound matrices. */
-int model_check_scales(const struct model *m, dsv4_err *err);
+/* Refuses scales that are NaN (e8m0 255) in the tensors for which `wanted` says so (NULL: all). */
+int model_check_scales(const struct model *m, bool (*wanted)(const struct tensor *t),
+                       dsv4_err *err);
 
 /* f_i = theta^(-2i/r) and YaRN (spec: architecture, section 3), in float32 as the references do. */
 void rope_frequencies(float *f, uint32_t r, double theta, double factor, uint32_t original,

@@ -21,9 +21,9 @@ static void put_int(struct out *o, json_t *object, const char *key, uint64_t v)
     put(o, object, key, json_integer((json_int_t)v));
 }
 
-static json_t *child(struct out *o, json_t *object, const char *key)
+/* Puts a new object or list there; NULL when that failed, as it is gone then. */
+static json_t *child(struct out *o, json_t *object, const char *key, json_t *j)
 {
-    json_t *j = json_object();
     if (!j || json_object_set_new(object, key, j) != 0) {
         o->failed = true;
         return NULL;
@@ -48,8 +48,7 @@ static uint64_t bytes_per_token(const struct config *c, const struct class_sum *
     for (int i = 0; i < N_CLASSES; i++)
         if (i == CLASS_EXPERTS)
             n += s[i].bytes / c->n_experts * c->top_k;
-        else if (i != CLASS_EMBED && i != CLASS_ENGRAM_TABLE && i != CLASS_DRAFT &&
-                 i != CLASS_VISION && i != CLASS_OTHER)
+        else if (i != CLASS_EMBED && i != CLASS_ENGRAM_TABLE && class_is_used((enum tensor_class)i))
             n += s[i].bytes;
     return n + s[CLASS_EMBED].bytes / c->vocab;
 }
@@ -59,7 +58,7 @@ static void put_sizes(struct out *o, const struct checkpoint *cp, const struct c
     const struct config *c = cp->cfg;
     uint64_t total = 0, active = 0, tables = s[CLASS_ENGRAM_TABLE].weights;
     for (int i = 0; i < N_CLASSES; i++) {
-        if (i == CLASS_DRAFT || i == CLASS_VISION || i == CLASS_OTHER)
+        if (!class_is_used((enum tensor_class)i))
             continue;
         total += s[i].weights;
         if (i == CLASS_EXPERTS)
@@ -82,7 +81,7 @@ static void put_sizes(struct out *o, const struct checkpoint *cp, const struct c
 
 static void put_shape(struct out *o, const struct config *c)
 {
-    json_t *j = child(o, o->root, "shape");
+    json_t *j = child(o, o->root, "shape", json_object());
     if (!j)
         return;
     const struct {
@@ -100,17 +99,15 @@ static void put_shape(struct out *o, const struct config *c)
              {"drafting_blocks", c->n_mtp}};
     for (size_t i = 0; i < sizeof n / sizeof *n; i++)
         put_int(o, j, n[i].key, n[i].v);
-    json_t *ratios = json_array();
+    json_t *ratios = child(o, j, "compress_ratios", json_array());
     for (uint32_t l = 0; ratios && l < c->n_layers; l++)
         if (json_array_append_new(ratios, json_integer(c->ratio[l])) != 0)
             o->failed = true;
-    put(o, j, "compress_ratios", ratios);
 }
 
 static void put_classes(struct out *o, const struct class_sum *s)
 {
-    json_t *list = json_array();
-    put(o, o->root, "tensors", list);
+    json_t *list = child(o, o->root, "tensors", json_array());
     for (int i = 0; i < N_CLASSES && list; i++) {
         if (s[i].tensors == 0)
             continue;
@@ -123,8 +120,8 @@ static void put_classes(struct out *o, const struct class_sum *s)
         put_int(o, j, "tensors", s[i].tensors);
         put_int(o, j, "weights", s[i].weights);
         put_int(o, j, "bytes", s[i].bytes);
-        put(o, j, "used", json_boolean(i != CLASS_DRAFT && i != CLASS_VISION && i != CLASS_OTHER));
-        json_t *d = child(o, j, "bytes_by_dtype");
+        put(o, j, "used", json_boolean(class_is_used((enum tensor_class)i)));
+        json_t *d = child(o, j, "bytes_by_dtype", json_object());
         for (int t = 0; t < N_DTYPES && d; t++)
             if (s[i].by_dtype[t])
                 put_int(o, d, dtype_name((enum dtype)t), s[i].by_dtype[t]);
@@ -200,8 +197,7 @@ int dsv4_plan(const char *dir, const dsv4_options *opt, char **json, dsv4_err *e
     put_int(&o, o.root, "batch", p.batch);
     put_int(&o, o.root, "sequences", p.sequences);
     put_int(&o, o.root, "threads", (uint64_t)p.threads);
-    json_t *list = json_array();
-    put(&o, o.root, "items", list);
+    json_t *list = child(&o, o.root, "items", json_array());
     if (list) {
         put_item(&o, list, "weights", opt->paged ? "disk, mapped" : "memory, mapped", p.weights,
                  "read as tokens are computed");

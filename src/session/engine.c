@@ -127,8 +127,8 @@ static int open_parts(dsv4_engine *e, const char *dir, const dsv4_options *opt, 
     const struct plan *p = &e->plan;
     TRY(batch_open(&e->batch, e->cp.m, p->batch, p->sequences, p->ctx, p->threads, err));
     if (!opt->paged)
-        TRY(store_prefetch(e->cp.store, opt->progress, opt->progress_arg, err));
-    return model_check_scales(e->cp.m, err);
+        TRY(store_prefetch(e->cp.store, tensor_is_read, opt->progress, opt->progress_arg, err));
+    return opt->paged ? 0 : model_check_scales(e->cp.m, tensor_is_read, err);
 }
 
 int dsv4_open(dsv4_engine **out, const char *dir, const dsv4_options *opt, dsv4_err *err)

@@ -56,6 +56,17 @@ enum tensor_class tensor_class_of(const char *n)
     return CLASS_OTHER;
 }
 
+bool class_is_used(enum tensor_class c)
+{
+    return c != CLASS_DRAFT && c != CLASS_VISION && c != CLASS_OTHER;
+}
+
+bool tensor_is_read(const struct tensor *t)
+{
+    enum tensor_class c = tensor_class_of(t->name);
+    return class_is_used(c) && c != CLASS_ENGRAM_TABLE;
+}
+
 void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASSES])
 {
     memset(out, 0, N_CLASSES * sizeof *out);
@@ -150,7 +161,7 @@ int plan_make(struct plan *p, const struct checkpoint *c, const dsv4_options *op
     for (int i = 0; i < N_CLASSES; i++) {
         if (i == CLASS_ENGRAM_TABLE)
             p->tables += sum[i].bytes;
-        else if (i == CLASS_DRAFT || i == CLASS_VISION || i == CLASS_OTHER)
+        else if (!class_is_used((enum tensor_class)i))
             p->unused += sum[i].bytes;
         else
             p->weights += sum[i].bytes;

@@ -43,7 +43,10 @@ struct class_sum {
     uint64_t by_dtype[N_DTYPES];      /* bytes */
 };
 
+bool class_is_used(enum tensor_class c);
 enum tensor_class tensor_class_of(const char *official_name);
+/* Weights that every token may need: not the Engram tables, nor what is not used yet. */
+bool tensor_is_read(const struct tensor *t);
 const char *tensor_class_name(enum tensor_class c);
 void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASSES]);
 
