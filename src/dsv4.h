@@ -66,7 +66,8 @@ DSV4_API size_t dsv4_tokenizer_size(const dsv4_tokenizer *t);
 
 /* text[0..len) -> *ids (malloc'ed, *n of them). With `markers` the added tokens (role markers,
  * <think>, ...) are recognised in the text; without, they are ordinary characters: text that comes
- * from outside is always encoded without. Ill-formed UTF-8 becomes U+FFFD per maximal subpart. */
+ * from outside is always encoded without. Ill-formed UTF-8 becomes U+FFFD per maximal subpart. A
+ * single piece (dsv4_pretokenize) above 512 MiB is DSV4_FAILED. */
 DSV4_API int dsv4_encode(const dsv4_tokenizer *t, const char *text, size_t len, bool markers,
                          int32_t **ids, size_t *n, dsv4_err *err);
 
@@ -117,12 +118,19 @@ typedef struct dsv4_prompt {
     size_t n_images;
 } dsv4_prompt;
 
-/* Renders {"messages": [...], "options": {...}, "context": [...]} (JSON text; options: thinking_mode,
- * reasoning_effort, drop_thinking, add_default_bos_token) to the prompt that the dialect's release
- * would make. DSV4_REFUSED for what the format does not allow. */
+/* Renders {"messages": [...], "options": {...}, "context": [...]} (JSON text) to the prompt that the
+ * dialect's release would make. Options: thinking_mode ("thinking" or "chat", needed),
+ * reasoning_effort, drop_thinking, add_default_bos_token; and two that servers need: new_turn (after a
+ * final answer the model speaks again), open_block (ends inside a block of calls: the model has to
+ * call a tool). DSV4_REFUSED for what the format does not allow. */
 DSV4_API int dsv4_render(dsv4_dialect dialect, const char *json, size_t len, dsv4_prompt **out,
                          dsv4_err *err);
 DSV4_API void dsv4_prompt_close(dsv4_prompt *p);
+
+/* The body of an OpenAI chat-completion request -> *json for dsv4_render (sampling parameters are not
+ * looked at). DSV4_REFUSED: what deserves status 400. */
+DSV4_API int dsv4_request(dsv4_dialect dialect, const char *body, size_t len, char **json,
+                          dsv4_err *err);
 
 /* Token ids of a prompt: control spans with markers, everything between them without. */
 DSV4_API int dsv4_encode_prompt(const dsv4_tokenizer *t, const dsv4_prompt *p, int32_t **ids,
@@ -181,7 +189,7 @@ typedef struct dsv4_options {
     uint32_t rewind;     /* tokens that dsv4_seq_rewind can always take back; default 64 */
     uint32_t threads;    /* default: one for each core this process may use */
     uint64_t max_memory; /* bytes the engine may plan with; default: what the machine has free */
-    bool paged;          /* accept weights larger than memory: they are read from disk again and again */
+    bool paged; /* accept weights larger than memory: they are read from disk again and again */
     bool no_cache_quant; /* caches in f32 instead of the trained fp8/fp4 (for comparisons) */
     bool exact;          /* activations in f32 everywhere; every kernel of today does that */
     dsv4_progress_fn progress;

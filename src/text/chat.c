@@ -47,6 +47,22 @@ static void chat_free(struct chat *c)
     free(c->spans);
 }
 
+/* Whoever fills in the images relies on one place for each. Blocks beside a text content, or in a message
+ * that is left out, have none. */
+static int check_images(const struct chat *c, dsv4_err *err)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < c->n_spans; i++) {
+        dsv4_span s = c->spans[i];
+        n += s.end - s.begin == strlen(M_IMAGE) &&
+             memcmp(c->text.data + s.begin, M_IMAGE, strlen(M_IMAGE)) == 0;
+    }
+    return n == c->n_images
+               ? 0
+               : err_set(err, DSV4_REFUSED, "%zu images, but places for %zu in the prompt",
+                         c->n_images, n);
+}
+
 /* Hands over what the chat has made. */
 static int make_prompt(struct chat *c, dsv4_prompt **out, dsv4_err *err)
 {
@@ -73,6 +89,8 @@ int dsv4_render(dsv4_dialect dialect, const char *json, size_t len, dsv4_prompt 
     int rc = chat_prepare(&c, doc.root, err);
     if (rc == 0)
         rc = chat_render(&c, err);
+    if (rc == 0)
+        rc = check_images(&c, err);
     if (rc == 0)
         rc = make_prompt(&c, out, err);
     chat_free(&c);

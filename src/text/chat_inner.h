@@ -3,6 +3,7 @@
  *   chat_prepare.c  messages as given -> messages as they are written (merged, sorted, dropped)
  *   chat_render.c   those -> text with control spans
  *   parse.c, parse_strict.c  model output -> message
+ *   request.c       an OpenAI chat-completion body -> what chat_prepare.c takes
  * The format is described in docs (chat-encoding); its section numbers are used in comments. */
 #ifndef DSV4_CHAT_INNER_H
 #define DSV4_CHAT_INNER_H
@@ -68,6 +69,8 @@ struct message {
 struct chat {
     const struct dialect *dialect;
     bool thinking, drop_thinking, bos;
+    bool new_turn;   /* the model speaks again after a finished answer */
+    bool open_block; /* the model has to call a tool */
     struct effort effort;
 
     struct message *messages; /* the context first */
@@ -88,6 +91,15 @@ int chat_prepare(struct chat *c, const struct jv *request, dsv4_err *err);
 
 /* Fills text and spans. */
 int chat_render(struct chat *c, dsv4_err *err);
+
+/* How much of a foreign string a message quotes: at most 60 bytes, whole characters. For %.*s. */
+static inline int chat_shown(const struct jv *v)
+{
+    size_t n = v->len < 60 ? v->len : 60;
+    while (n < v->len && n > 0 && ((unsigned char)v->text[n] & 0xC0) == 0x80)
+        n--;
+    return (int)n;
+}
 
 /* The kind of a block of a content list by its `type`. */
 enum block_kind chat_kind(const struct jv *block);

@@ -19,9 +19,6 @@ int chat_refuse(const struct message *m, dsv4_err *err, const char *format, ...)
                    text);
 }
 
-/* At most this much of a foreign string is quoted. */
-#define SHOWN(v) (int)((v)->len < 60 ? (v)->len : 60), (v)->text
-
 /* ------------------------------------------------------------------ options */
 
 static int read_flag(const struct jv *v, bool *out, dsv4_err *err)
@@ -57,8 +54,8 @@ static int read_effort(struct chat *c, const struct jv *v, dsv4_err *err)
                           : c->dialect->efforts[2].name ? "low, high or max"
                                                         : "high or max";
     if (v->type == JV_STRING || v->type == JV_NUMBER)
-        return err_set(err, DSV4_REFUSED, "options.reasoning_effort is %.*s; expected %s", SHOWN(v),
-                       allowed);
+        return err_set(err, DSV4_REFUSED, "options.reasoning_effort is %.*s; expected %s",
+                       chat_shown(v), v->text, allowed);
     return err_set(err, DSV4_REFUSED, "options.reasoning_effort must be %s", allowed);
 }
 
@@ -72,11 +69,18 @@ static int read_options(struct chat *c, const struct jv *options, dsv4_err *err)
     if (!c->thinking && !jv_equals(mode, "chat"))
         return err_set(err, DSV4_REFUSED, "options.thinking_mode must be \"thinking\" or \"chat\"");
     TRY(read_effort(c, jv_get(options, "reasoning_effort"), err));
-    const struct jv *v;
-    if ((v = jv_get(options, "drop_thinking")))
-        TRY(read_flag(v, &c->drop_thinking, err));
-    if ((v = jv_get(options, "add_default_bos_token")))
-        TRY(read_flag(v, &c->bos, err));
+    struct {
+        const char *name;
+        bool *value;
+    } flags[] = {{"drop_thinking", &c->drop_thinking},
+                 {"add_default_bos_token", &c->bos},
+                 {"new_turn", &c->new_turn},
+                 {"open_block", &c->open_block}};
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+        const struct jv *v = jv_get(options, flags[i].name);
+        if (v)
+            TRY(read_flag(v, flags[i].value, err));
+    }
     return 0;
 }
 

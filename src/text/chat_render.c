@@ -361,8 +361,7 @@ static int body(struct chat *c, const struct message *m, dsv4_err *err)
     const struct jv *role = jv_get(m->given, "role");
     if (!jv_is(role, JV_STRING))
         return chat_refuse(m, err, "no role");
-    return chat_refuse(m, err, "unknown role %.*s", (int)(role->len < 60 ? role->len : 60),
-                       role->text);
+    return chat_refuse(m, err, "unknown role %.*s", chat_shown(role), role->text);
 }
 
 static int task_header(struct chat *c, const struct message *m, dsv4_err *err)
@@ -401,6 +400,18 @@ static int header(struct chat *c, size_t i, dsv4_err *err)
     return ours(c, think ? M_THINK : M_END_THINK, err);
 }
 
+/* What a server may ask for at the end (section 10). */
+static int ending(struct chat *c, dsv4_err *err)
+{
+    const struct message *last = c->n > c->n_context ? &c->messages[c->n - 1] : NULL;
+    if (c->new_turn && last && last->role == ROLE_ASSISTANT &&
+        !jv_truth(jv_get(last->given, "wo_eos"))) {
+        TRY(ours(c, M_ASSISTANT, err));
+        TRY(ours(c, c->thinking ? M_THINK : M_END_THINK, err));
+    }
+    return c->open_block ? ours(c, "\n\n<" M_DSML BLOCK ">\n", err) : 0;
+}
+
 int chat_render(struct chat *c, dsv4_err *err)
 {
     TRY(ours(c, c->bos ? M_BOS : "", err));
@@ -409,5 +420,5 @@ int chat_render(struct chat *c, dsv4_err *err)
         TRY(body(c, &c->messages[i], err));
         TRY(header(c, i, err));
     }
-    return 0;
+    return ending(c, err);
 }

@@ -1,6 +1,7 @@
 /* The JSON reader of jv.h: a loop over values that climbs through parent pointers, and an arena that
  * owns what it makes. Writing is in jv_write.c. */
 #include "jv.h"
+#include "text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -63,38 +64,6 @@ static void skip_blanks(struct reader *r)
         r->at++;
 }
 
-/* Length of the well-formed UTF-8 character at p, 0 when there is none. */
-static size_t character(const unsigned char *p, size_t left)
-{
-    static const struct {
-        unsigned char lead_lo, lead_hi, second_lo, second_hi, len;
-    } rows[] = {{0xC2, 0xDF, 0x80, 0xBF, 2}, {0xE0, 0xE0, 0xA0, 0xBF, 3},
-                {0xE1, 0xEC, 0x80, 0xBF, 3}, {0xED, 0xED, 0x80, 0x9F, 3},
-                {0xEE, 0xEF, 0x80, 0xBF, 3}, {0xF0, 0xF0, 0x90, 0xBF, 4},
-                {0xF1, 0xF3, 0x80, 0xBF, 4}, {0xF4, 0xF4, 0x80, 0x8F, 4}};
-    if (p[0] < 0x80)
-        return 1;
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        if (p[0] < rows[i].lead_lo || p[0] > rows[i].lead_hi)
-            continue;
-        if (left < rows[i].len || p[1] < rows[i].second_lo || p[1] > rows[i].second_hi)
-            return 0;
-        for (size_t k = 2; k < rows[i].len; k++)
-            if ((p[k] & 0xC0) != 0x80)
-                return 0;
-        return rows[i].len;
-    }
-    return 0;
-}
-
-bool jv_utf8(const char *text, size_t len)
-{
-    for (size_t i = 0, n; i < len; i += n)
-        if ((n = character((const unsigned char *)text + i, len - i)) == 0)
-            return false;
-    return true;
-}
-
 /* The four digits of a \u escape; -1 when they are none. */
 static int hex4(const char *p, const char *end)
 {
@@ -114,26 +83,6 @@ static int hex4(const char *p, const char *end)
     return v;
 }
 
-static char *put_character(char *o, unsigned c)
-{
-    if (c < 0x80) {
-        *o++ = (char)c;
-    } else if (c < 0x800) {
-        *o++ = (char)(0xC0 | c >> 6);
-        *o++ = (char)(0x80 | (c & 63));
-    } else if (c < 0x10000) {
-        *o++ = (char)(0xE0 | c >> 12);
-        *o++ = (char)(0x80 | (c >> 6 & 63));
-        *o++ = (char)(0x80 | (c & 63));
-    } else {
-        *o++ = (char)(0xF0 | c >> 18);
-        *o++ = (char)(0x80 | (c >> 12 & 63));
-        *o++ = (char)(0x80 | (c >> 6 & 63));
-        *o++ = (char)(0x80 | (c & 63));
-    }
-    return o;
-}
-
 /* \uXXXX behind r->at (which is at the u): a pair makes one character, a half alone U+FFFD. */
 static int unicode_escape(struct reader *r, char **o)
 {
@@ -149,7 +98,7 @@ static int unicode_escape(struct reader *r, char **o)
             r->at += 6;
         }
     }
-    *o = put_character(*o, c >= 0xD800 && c < 0xE000 ? 0xFFFD : c);
+    *o += utf8_encode(c >= 0xD800 && c < 0xE000 ? 0xFFFD : c, *o);
     return 0;
 }
 
@@ -168,8 +117,8 @@ static int scan_string(struct reader *r, const char **close, bool *escapes)
             r->at += r->end - r->at > 1 ? 2 : 1;
             continue;
         }
-        size_t n = c < 0x80 ? 1 : character((const unsigned char *)r->at, (size_t)(r->end - r->at));
-        if (n == 0)
+        size_t n = 1;
+        if (c >= 0x80 && utf8_next(r->at, (size_t)(r->end - r->at), &n) != UTF8_WHOLE)
             return refuse(r, "well-formed UTF-8");
         r->at += n;
     }

@@ -9,9 +9,9 @@
 
 #include "../system/system.h"
 
-#define JV_MAX_DEPTH  512         /* nested lists and objects */
-#define JV_MAX_DIGITS 4300        /* characters of one number; Python's own limit for integers */
-#define JV_MAX_VALUES (16u << 20) /* values of one text */
+#define JV_MAX_DEPTH  512        /* nested lists and objects */
+#define JV_MAX_DIGITS 4300       /* characters of one number; Python's own limit for integers */
+#define JV_MAX_VALUES (4u << 20) /* values of one text */
 #define JV_MAX_TEXT   ((size_t)1 << 30) /* bytes of one text */
 
 enum jv_type { JV_NULL, JV_FALSE, JV_TRUE, JV_NUMBER, JV_STRING, JV_LIST, JV_OBJECT };
@@ -53,9 +53,6 @@ static inline bool jv_none(const struct jv *v)
 {
     return !v || v->type == JV_NULL;
 }
-
-/* True for well-formed UTF-8. */
-bool jv_utf8(const char *text, size_t len);
 
 bool jv_equals(const struct jv *v, const char *text);
 

@@ -320,14 +320,22 @@ int dsv4_parser_open(dsv4_parser **out, bool thinking, bool tools, dsv4_event_fn
     return 0;
 }
 
-/* Bytes that are text whatever surrounds them. */
-static size_t plain_run(const struct dsv4_parser *p, const char *text, size_t len)
+/* Takes a run of bytes that neither need escapes nor can begin a marker; returns their number. */
+static size_t take_run(struct dsv4_parser *p, const char *text, size_t len)
 {
-    size_t n = 0;
-    if (p->state > IN_CONTENT || p->matched[CLOSE_THINK] || p->matched[OPEN_BLOCK])
+    bool value = p->state == IN_STRING || p->state == IN_JSON;
+    if ((!value && p->state > IN_CONTENT) || p->matched[CLOSE_THINK] || p->matched[OPEN_BLOCK] ||
+        p->matched[CLOSE])
         return 0;
-    while (n < len && text[n] != '<' && text[n] != '\n')
+    size_t n = 0;
+    while (n < len && text[n] != '<' && text[n] != '\n' &&
+           (p->state != IN_STRING ||
+            ((unsigned char)text[n] >= 0x20 && text[n] != '"' && text[n] != '\\')))
         n++;
+    if (value)
+        put(p, DSV4_ARGUMENTS, text, n);
+    else
+        put_text(p, text, n);
     return n;
 }
 
@@ -335,9 +343,7 @@ int dsv4_parser_feed(dsv4_parser *p, const char *text, size_t len, dsv4_err *err
 {
     (void)err;
     for (size_t i = 0; i < len && p->state != AT_END; i++) {
-        size_t run = plain_run(p, text + i, len - i);
-        put_text(p, text + i, run);
-        i += run;
+        i += take_run(p, text + i, len - i);
         if (i == len)
             break;
         unsigned char c = (unsigned char)text[i];

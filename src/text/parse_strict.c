@@ -2,6 +2,7 @@
  * completion and refuses whatever the format does not allow. Accepts and refuses what the release
  * does, oddities included, with messages of its own. */
 #include "chat_inner.h"
+#include "text.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -232,7 +233,7 @@ int dsv4_parse_strict(dsv4_dialect dialect, const char *text, size_t len, bool t
     *json = NULL;
     if ((unsigned)dialect >= sizeof chat_dialects / sizeof *chat_dialects)
         return err_set(err, DSV4_USAGE, "there is no chat dialect %d", (int)dialect);
-    if (!jv_utf8(text, len))
+    if (!utf8_valid(text, len))
         return err_set(err, DSV4_REFUSED, "completion: not UTF-8");
     const char *const *tag = chat_dialects[dialect].tag;
     struct strict s = {.at = text, .end = text + len, .err = err};
