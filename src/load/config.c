@@ -9,8 +9,8 @@
 #include <string.h>
 
 /* The text of a config is at most this long: the released ones have 3 KB, some with a list of
- * quantized tensors a few hundred. */
-#define CONFIG_MAX ((size_t)4 << 20)
+ * quantized tensors a few hundred. Nested lists take jansson 46 bytes for each of the text. */
+#define CONFIG_MAX ((size_t)1 << 20)
 
 /* With the ranges below the largest products (vocab * d, n_experts * d_ff * d, engram_rows *
  * engram_dim, n_layers * n_experts, each times 8 bytes) stay under 2^60. */
@@ -86,14 +86,12 @@ static const struct row engram_rows[] = {
 
 static void put(void *to, enum kind kind, double x)
 {
-    uint32_t u32 = (uint32_t)x;
-    uint64_t u64 = (uint64_t)x;
-    float f = (float)x;
-    switch (kind) {
-    case U32: memcpy(to, &u32, sizeof u32); break;
-    case U64: memcpy(to, &u64, sizeof u64); break;
-    case F32: memcpy(to, &f, sizeof f); break;
-    }
+    if (kind == U32)
+        *(uint32_t *)to = (uint32_t)x;
+    else if (kind == U64)
+        *(uint64_t *)to = (uint64_t)x;
+    else
+        *(float *)to = (float)x;
 }
 
 static int read_row(const struct reader *r, const struct row *row)
@@ -112,7 +110,7 @@ static int read_row(const struct reader *r, const struct row *row)
     if (!found && isnan(x))
         return field_refuse(&r->text, row->name, NULL, r->err, "a %snumber from %.12g to %.12g",
                             row->kind == F32 ? "" : "whole ", row->lo, row->hi);
-    put((char *)r->c + row->at, row->kind, x);
+    put((char *)r->c + row->at, row->kind, x); /* aligned: row->at is that of a member */
     return 0;
 }
 

@@ -8,22 +8,45 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* jansson reports some failed allocations as syntax errors. So an error is believed only when it is
- * met again while there is memory. */
+/* jansson's buffer for one token begins with 16 bytes. */
+static bool long_token(const char *text, size_t len)
+{
+    bool quoted = false;
+    size_t run = 0;
+    for (size_t i = 0; i < len && run < 15; i++) {
+        if (quoted && text[i] == '\\') {
+            run += 2;
+            i++;
+            continue;
+        }
+        if (text[i] == '"')
+            quoted = !quoted;
+        run = !quoted && strchr(" \t\r\n,:[]{}", text[i]) ? 0 : run + 1;
+    }
+    return run >= 15;
+}
+
+/* When jansson (2.14) cannot make that buffer larger it loses a character, and some other failed
+ * allocations look like syntax errors. So with long tokens, and about errors, it is believed only
+ * when it says the same twice, with memory at hand. */
 int json_open(json_t **out, const char *text, size_t len, const char *where, dsv4_err *err)
 {
+    const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY;
     json_error_t e = {0};
-    for (int attempt = 0; attempt < 2; attempt++) {
-        *out = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
-        if (*out)
-            return 0;
-        json_t *probe = json_integer(0);
-        if (!probe || json_error_code(&e) == json_error_out_of_memory) {
-            json_decref(probe);
-            return err_memory(err, len, "JSON");
-        }
-        json_decref(probe);
-    }
+    *out = json_loadb(text, len, flags, &e);
+    if (*out && !long_token(text, len))
+        return 0;
+    json_t *again = json_loadb(text, len, flags, NULL), *probe = json_integer(0);
+    bool sure = probe && json_error_code(&e) != json_error_out_of_memory &&
+                (*out ? json_equal(*out, again) : again == NULL);
+    json_decref(again);
+    json_decref(probe);
+    if (*out && sure)
+        return 0;
+    json_decref(*out);
+    *out = NULL;
+    if (!sure)
+        return err_memory(err, len, "JSON");
     return err_set(err, DSV4_REFUSED, "%s: not valid JSON at line %d, column %d: %s", where, e.line,
                    e.column, e.text);
 }

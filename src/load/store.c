@@ -277,6 +277,7 @@ static bool touch(const struct tensor *t, uint64_t *done, uint64_t *since, uint6
         madvise((void *)(uintptr_t)from, (size_t)(t->data + at + n - from), MADV_WILLNEED);
         for (size_t k = 0; k < n; k += page)
             sink = t->data[at + k];
+        sink = t->data[at + n - 1];
         *done += n;
         *since += n;
         if (*since < STEP && *done < total)
