@@ -5,8 +5,8 @@
  * into a table. Short pieces search their pairs afresh after every merge: quadratic, but in two
  * small arrays. Long ones keep their pairs in a heap: n log n for any text.
  *
- * The hash tables come from a file and may have been made to collide: a slot search longer than any
- * honest table needs makes building fail, which bounds every later search too. */
+ * The hash tables come from a file and may have been made to collide: a search longer than any honest
+ * table needs makes building fail, and so every later search can stop there too. */
 #include "text.h"
 
 #include <stdlib.h>
@@ -67,8 +67,11 @@ int bpe_init(struct bpe *b, size_t n_words, size_t n_merges, dsv4_err *err)
     TRY(mem_alloc(&b->word, words, sizeof *b->word, "the table of words", err));
     TRY(mem_alloc(&b->pair, pairs, sizeof *b->pair, "the table of merges", err));
     TRY(mem_alloc(&b->made, n_merges, sizeof *b->made, "the table of merges", err));
+    TRY(mem_alloc(&b->maybe, pairs / 16, sizeof *b->maybe, "the table of merges", err));
+    TRY(mem_alloc(&b->byte_rank, 65536, sizeof *b->byte_rank, "the table of merges", err));
     b->word_mask = words - 1;
     b->pair_mask = pairs - 1;
+    b->maybe_mask = pairs / 16 - 1; /* four bits a slot: an eighth of the table's size */
     for (size_t i = 0; i < words; i++)
         b->word[i].id = -1;
     for (size_t i = 0; i < pairs; i++)
@@ -81,6 +84,8 @@ void bpe_close(struct bpe *b)
     free(b->word);
     free(b->pair);
     free(b->made);
+    free(b->maybe);
+    free(b->byte_rank);
 }
 
 bool bpe_add_word(struct bpe *b, int32_t id)
@@ -102,20 +107,23 @@ int32_t bpe_word(const struct bpe *b, const char *text, size_t len)
     if (len == 0 || len > b->longest)
         return -1;
     uint64_t h = hash_word(text, len);
-    for (size_t at = (size_t)h & b->word_mask;; at = (at + 1) & b->word_mask) {
+    size_t at = (size_t)h & b->word_mask;
+    for (int probes = 0; probes < PROBES; probes++, at = (at + 1) & b->word_mask) {
         const struct word *w = &b->word[at];
         if (w->id < 0)
-            return -1;
+            break;
         if (w->tag == (uint32_t)(h >> 32) && b->token[w->id].len == len &&
             memcmp(b->text + b->token[w->id].at, text, len) == 0)
             return w->id;
     }
+    return -1;
 }
 
 bool bpe_add_merge(struct bpe *b, int32_t left, int32_t right, int32_t made, bool *twice)
 {
-    size_t at = hash_pair(left, right) & b->pair_mask;
+    size_t h = hash_pair(left, right), at = h & b->pair_mask;
     *twice = false;
+    b->maybe[h >> 6 & b->maybe_mask] |= (uint64_t)1 << (h & 63);
     for (int probes = 0; b->pair[at].rank != NONE; at = (at + 1) & b->pair_mask) {
         if (b->pair[at].left == left && b->pair[at].right == right) {
             *twice = true;
@@ -131,21 +139,32 @@ bool bpe_add_merge(struct bpe *b, int32_t left, int32_t right, int32_t made, boo
 
 static inline uint32_t rank_of(const struct bpe *b, int32_t left, int32_t right)
 {
-    for (size_t at = hash_pair(left, right) & b->pair_mask;; at = (at + 1) & b->pair_mask) {
+    size_t h = hash_pair(left, right), at = h & b->pair_mask;
+    if (!(b->maybe[h >> 6 & b->maybe_mask] >> (h & 63) & 1))
+        return NONE;
+    for (int probes = 0; probes < PROBES; probes++, at = (at + 1) & b->pair_mask) {
         const struct pair *p = &b->pair[at];
         if (p->rank == NONE || (p->left == left && p->right == right))
             return p->rank;
     }
+    return NONE;
 }
 
 /* ------------------------------------------------------------------ merging */
 
-/* id[0..n), n <= SHORT, in place; returns how many are left. rank[i] is that of the pair (i, i + 1). */
-static size_t merge_short(const struct bpe *b, int32_t *id, size_t n)
+static inline uint32_t byte_rank(const struct bpe *b, const char *pair)
+{
+    return b->byte_rank[(unsigned char)pair[0] << 8 | (unsigned char)pair[1]];
+}
+
+/* text[0..n), n <= SHORT, to ids; returns how many. rank[i] is that of the pair (i, i + 1). */
+static size_t merge_short(const struct bpe *b, const char *text, size_t n, int32_t *id)
 {
     uint32_t rank[SHORT];
+    for (size_t i = 0; i < n; i++)
+        id[i] = b->byte_id[(unsigned char)text[i]];
     for (size_t i = 0; i + 1 < n; i++)
-        rank[i] = rank_of(b, id[i], id[i + 1]);
+        rank[i] = byte_rank(b, text + i);
     while (n > 1) {
         uint32_t best = NONE;
         for (size_t i = 0; i + 1 < n; i++)
@@ -255,23 +274,45 @@ static int merge_long(const struct bpe *b, struct bpe_work *w, const char *text,
     return 0;
 }
 
+static int merge(const struct bpe *b, struct bpe_work *w, const char *text, size_t len,
+                 struct ids *out, dsv4_err *err)
+{
+    if (len > SHORT)
+        return merge_long(b, w, text, len, out, err);
+    TRY(mem_grow(&out->v, &out->cap, out->n + len, sizeof *out->v, "token ids", err));
+    out->n += merge_short(b, text, len, out->v + out->n);
+    return 0;
+}
+
 int bpe_encode(const struct bpe *b, struct bpe_work *w, const char *text, size_t len,
                struct ids *out, dsv4_err *err)
 {
     int32_t id = bpe_word(b, text, len);
-    if (id >= 0 && (b->ignore_merges || b->token[id].flags & TOKEN_WHOLE)) {
-        TRY(mem_grow(&out->v, &out->cap, out->n + 1, sizeof *out->v, "token ids", err));
-        out->v[out->n++] = id;
-        return 0;
-    }
-    if (len > SHORT)
-        return merge_long(b, w, text, len, out, err);
-    TRY(mem_grow(&out->v, &out->cap, out->n + len, sizeof *out->v, "token ids", err));
-    int32_t *v = out->v + out->n;
-    for (size_t i = 0; i < len; i++)
-        v[i] = b->byte_id[(unsigned char)text[i]];
-    out->n += merge_short(b, v, len);
+    if (id < 0 || !(b->ignore_merges || b->token[id].flags & TOKEN_WHOLE))
+        return merge(b, w, text, len, out, err);
+    TRY(mem_grow(&out->v, &out->cap, out->n + 1, sizeof *out->v, "token ids", err));
+    out->v[out->n++] = id;
     return 0;
+}
+
+int bpe_finish(struct bpe *b, struct token *token, size_t n, dsv4_err *err)
+{
+    struct bpe_work work = {0};
+    struct ids ids = {0};
+    int rc = 0;
+    for (size_t i = 0; i < 65536; i++)
+        b->byte_rank[i] = rank_of(b, b->byte_id[i >> 8], b->byte_id[i & 255]);
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        if (token[i].flags & TOKEN_ADDED)
+            continue;
+        ids.n = 0;
+        rc = merge(b, &work, b->text + token[i].at, token[i].len, &ids, err);
+        if (rc == 0 && ids.n == 1 && ids.v[0] == (int32_t)i)
+            token[i].flags |= TOKEN_WHOLE;
+    }
+    bpe_work_close(&work);
+    free(ids.v);
+    return rc;
 }
 
 void bpe_work_close(struct bpe_work *w)

@@ -105,7 +105,8 @@ int engram_normalize(struct bytes *out, const char *text, size_t len, dsv4_err *
             TRY(fold_character(out, c, err));
         }
     }
-    squeeze(out, from);
+    if (out->len > from)
+        squeeze(out, from);
     return 0;
 }
 

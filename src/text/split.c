@@ -171,9 +171,8 @@ static int cut(struct cuts *out, size_t end, dsv4_err *err)
 /* What one match may take: steps, depth of groups, KiB. A pattern may be so many bytes long. */
 enum { MATCH_STEPS = 1000000, MATCH_DEPTH = 10000, MATCH_HEAP = 65536, PATTERN_LONGEST = 16384 };
 
-static int compile(void **code, const char *pattern, const char *shown, dsv4_err *err)
+static int compile(void **code, const char *pattern, size_t len, const char *shown, dsv4_err *err)
 {
-    size_t len = strlen(pattern);
     if (len > PATTERN_LONGEST)
         return err_set(err, DSV4_REFUSED,
                        "%s: a split pattern has %zu bytes; at most %d are allowed", shown, len,
@@ -257,14 +256,13 @@ static void code_free(void *code)
 
 #else
 
-static int compile(void **code, const char *pattern, const char *shown, dsv4_err *err)
+static int compile(void **code, const char *pattern, size_t len, const char *shown, dsv4_err *err)
 {
     (void)code;
-    return err_set(
-        err, DSV4_REFUSED,
-        "%s: split pattern \"%.200s\" is none of the released ones, and this build has no "
-        "PCRE2 to run it",
-        shown, pattern);
+    return err_set(err, DSV4_REFUSED,
+                   "%s: split pattern \"%.*s\" is none of the released ones, and this build lacks "
+                   "PCRE2, which could run it",
+                   shown, (int)(len < 200 ? len : 200), pattern);
 }
 
 static int step_pattern(const struct split_step *step, const char *text, const size_t *in, size_t n,
@@ -283,11 +281,11 @@ static void code_free(void *code)
 
 /* ------------------------------------------------------------------ steps */
 
-int split_add(struct splitter *s, const char *pattern, const char *shown, dsv4_err *err)
+int split_add(struct splitter *s, const char *pattern, size_t len, const char *shown, dsv4_err *err)
 {
     struct split_step step = {0};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (strcmp(pattern, known[i].pattern) == 0)
+        if (strlen(known[i].pattern) == len && memcmp(pattern, known[i].pattern, len) == 0)
             step.rules = known[i].rule;
     if (step.rules && s->n > 0 && s->step[s->n - 1].rules &&
         s->step[s->n - 1].rules < step.rules) { /* the released order: one pass does both */
@@ -296,7 +294,7 @@ int split_add(struct splitter *s, const char *pattern, const char *shown, dsv4_e
     }
     TRY(mem_grow(&s->step, &s->cap, s->n + 1, sizeof *s->step, "split patterns", err));
     if (!step.rules)
-        TRY(compile(&step.code, pattern, shown, err));
+        TRY(compile(&step.code, pattern, len, shown, err));
     s->step[s->n++] = step;
     return 0;
 }

@@ -92,7 +92,8 @@ struct cuts {
 };
 
 /* Adds the step that isolates the matches of `pattern`. DSV4_REFUSED for one that cannot be run. */
-int split_add(struct splitter *s, const char *pattern, const char *shown, dsv4_err *err);
+int split_add(struct splitter *s, const char *pattern, size_t len, const char *shown,
+              dsv4_err *err);
 void split_close(struct splitter *s);
 
 /* Where the piece that begins at `at` < len ends under `rules`; text is well-formed UTF-8. */
@@ -114,6 +115,7 @@ enum {
     TOKEN_ADDED = 1,   /* cut out of the text before anything else, never made by merging */
     TOKEN_SPECIAL = 2, /* left out when text is shown */
     TOKEN_WHOLE = 4,   /* its bytes as a piece encode to this one token */
+    TOKEN_FOREIGN = 8, /* while reading: a word that is not written in the byte alphabet */
 };
 
 struct pair {
@@ -131,13 +133,16 @@ struct bpe {
     const struct token *token; /* [n] */
     struct pair *pair;         /* hash table (left, right) -> rank */
     size_t pair_mask;
+    uint64_t *maybe; /* a bit for the hash of each pair: most others are told apart here */
+    size_t maybe_mask;
     struct word *word; /* hash table bytes -> id of the tokens that merging can make */
     size_t word_mask;
     size_t longest; /* bytes of the longest of these */
     int32_t *made;  /* [n_merges] by rank */
     size_t n_merges;
     int32_t byte_id[256];
-    bool ignore_merges; /* a piece that is a token is that token, whatever the merges say */
+    uint32_t *byte_rank; /* [256][256] rank of two single bytes: the first look of every merge */
+    bool ignore_merges;  /* a piece that is a token is that token, whatever the merges say */
 };
 
 struct ids {
@@ -162,6 +167,8 @@ bool bpe_add_word(struct bpe *b, int32_t id);
 int32_t bpe_word(const struct bpe *b, const char *text, size_t len);
 /* Adds the next merge. False as above; *twice: the pair was there already. */
 bool bpe_add_merge(struct bpe *b, int32_t left, int32_t right, int32_t made, bool *twice);
+/* After the last merge: finds the words that are their own encoding (TOKEN_WHOLE). */
+int bpe_finish(struct bpe *b, struct token *token, size_t n, dsv4_err *err);
 /* Appends the ids of one piece. */
 int bpe_encode(const struct bpe *b, struct bpe_work *w, const char *text, size_t len,
                struct ids *out, dsv4_err *err);

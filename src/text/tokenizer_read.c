@@ -1,9 +1,9 @@
 /* Reading tokenizer.json. The whole file is judged before anything is used: what we do not do exactly
  * as the `tokenizers` package does is refused with a message that says what was found, and so are
  * tables that contradict themselves. What comes out needs no checks later. */
+#include "jv.h"
 #include "text.h"
 
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +17,10 @@ struct reader {
     const char *shown;
     dsv4_err *err;
     dsv4_tokenizer *t;
-    size_t text_len, text_cap;
+    size_t text_len, text_cap; /* of t->text */
+    size_t limit;              /* ids must be below */
+    char *plain;               /* room for two words */
+    char shown_type[120];
 };
 
 /* Its value is a constant, so that compilers see that a refusal returns. */
@@ -73,68 +76,88 @@ static bool alphabet_decode(const char *text, size_t len, char *out, size_t *n)
 
 /* ------------------------------------------------------------------ JSON values */
 
-static const char *kind_of(const json_t *v)
+static const char *kind_of(const struct jv *v)
 {
-    static const char *const name[] = {"an object", "a list", "a string", "a number",
-                                       "a number",  "true",   "false",    "null"};
-    return v ? name[json_typeof(v)] : "missing";
+    static const char *const name[] = {"null",     "false",  "true",     "a number",
+                                       "a string", "a list", "an object"};
+    return v ? name[v->type] : "missing";
 }
 
+/* The beginning of a string, for messages. */
+#define SHOWN(text, len) (int)((len) < 100 ? (len) : 100), (text)
+
 /* Every key of the object is one of `known` (which ends with NULL). */
-static int known_keys(struct reader *r, json_t *object, const char *what, const char *const *known)
+static int known_keys(struct reader *r, const struct jv *object, const char *what,
+                      const char *const *known)
 {
-    const char *key;
-    json_t *value;
-    json_object_foreach(object, key, value)
-    {
+    if (!jv_is(object, JV_OBJECT))
+        return REFUSE(r, "%s is %s; expected an object", what, kind_of(object));
+    for (const struct jv *v = object->first; v; v = v->next) {
         const char *const *k = known;
-        while (*k && strcmp(*k, key) != 0)
+        while (*k && (strlen(*k) != v->key_len || memcmp(*k, v->key, v->key_len) != 0))
             k++;
         if (!*k)
-            return REFUSE(r, "%s has the unknown key \"%.100s\"", what, key);
+            return REFUSE(r, "%s has the unknown key \"%.*s\"", what, SHOWN(v->key, v->key_len));
     }
     return 0;
 }
 
 /* The key is absent, null, false or "": the feature is not used. */
-static int unused(struct reader *r, json_t *object, const char *what, const char *key)
+static int unused(struct reader *r, const struct jv *object, const char *what, const char *key)
 {
-    json_t *v = json_object_get(object, key);
-    if (!v || json_is_null(v) || json_is_false(v) ||
-        (json_is_string(v) && json_string_length(v) == 0))
+    const struct jv *v = jv_get(object, key);
+    if (jv_none(v) || v->type == JV_FALSE || (v->type == JV_STRING && v->len == 0))
         return 0;
-    if (json_is_string(v))
-        return REFUSE(r, "%s.%s is \"%.100s\", which is not supported (null is)", what, key,
-                      json_string_value(v));
+    if (v->type == JV_STRING)
+        return REFUSE(r, "%s.%s is \"%.*s\", which is not supported (null is)", what, key,
+                      SHOWN(v->text, v->len));
     return REFUSE(r, "%s.%s is %s, which is not supported (null or false is)", what, key,
                   kind_of(v));
 }
 
-static int flag(struct reader *r, json_t *object, const char *what, const char *key, bool *out)
+static int flag(struct reader *r, const struct jv *object, const char *what, const char *key,
+                bool *out)
 {
-    json_t *v = json_object_get(object, key);
-    if (v && !json_is_boolean(v))
+    const struct jv *v = jv_get(object, key);
+    if (v && v->type != JV_TRUE && v->type != JV_FALSE)
         return REFUSE(r, "%s.%s is %s; expected true or false", what, key, kind_of(v));
-    *out = json_is_true(v);
+    *out = jv_is(v, JV_TRUE);
     return 0;
 }
 
-static const char *type_of(json_t *object)
+static bool of_type(const struct jv *object, const char *type)
 {
-    json_t *type = json_object_get(object, "type");
-    return json_is_string(type) ? json_string_value(type) : "";
+    return jv_equals(jv_get(object, "type"), type);
 }
 
-static int token_id(struct reader *r, json_t *v, const char *text, int32_t *id)
+/* "of type X", or what there is instead. */
+static const char *type_of(struct reader *r, const struct jv *object)
 {
-    if (!json_is_integer(v))
-        return REFUSE(r, "the id of token \"%.100s\" is %s; expected a number", text, kind_of(v));
-    json_int_t n = json_integer_value(v);
-    if (n < 0 || n >= (json_int_t)r->t->n)
+    const struct jv *type = jv_get(object, "type");
+    if (jv_is(type, JV_STRING))
+        snprintf(r->shown_type, sizeof r->shown_type, "of type \"%.*s\"",
+                 SHOWN(type->text, type->len));
+    else
+        snprintf(r->shown_type, sizeof r->shown_type, "%s",
+                 jv_is(object, JV_OBJECT) ? "of no type" : kind_of(object));
+    return r->shown_type;
+}
+
+/* Ids are 0 .. limit-1; so many tokens the file has at most. */
+static int token_id(struct reader *r, const struct jv *v, const char *text, size_t len, int32_t *id)
+{
+    if (!jv_is(v, JV_NUMBER) || !v->integer)
+        return REFUSE(r, "the id of token \"%.*s\" is %s; expected a whole number",
+                      SHOWN(text, len), kind_of(v));
+    uint64_t n = 0;
+    for (size_t i = 0; i < v->len && n <= INT32_MAX; i++)
+        n = v->text[i] >= '0' && v->text[i] <= '9' ? n * 10 + (uint64_t)(v->text[i] - '0')
+                                                   : UINT64_MAX;
+    if (n >= r->limit)
         return REFUSE(r,
-                      "token \"%.100s\" has id %lld; the file has %u tokens, whose ids must be "
-                      "0..%u without a gap",
-                      text, (long long)n, (unsigned)r->t->n, (unsigned)r->t->n - 1);
+                      "token \"%.*s\" has id %.*s; with the %zu tokens of the file, ids must be 0, "
+                      "1, ... without a gap",
+                      SHOWN(text, len), SHOWN(v->text, v->len), r->limit);
     *id = (int32_t)n;
     return 0;
 }
@@ -155,127 +178,107 @@ static int set_token(struct reader *r, int32_t id, const char *bytes, size_t len
     return 0;
 }
 
-/* Words of the vocabulary; those outside the byte alphabet wait for an added token to explain them. */
-static int read_vocab(struct reader *r, json_t *vocab, int32_t *foreign, size_t *n_foreign)
+/* A word outside the byte alphabet is marked: an added token must explain it. */
+static int read_word(struct reader *r, const struct jv *v)
 {
-    const char *key;
-    json_t *value;
-    struct bytes plain = {0};
-    int rc = 0;
-    json_object_foreach(vocab, key, value)
-    {
-        size_t len = strlen(key), n = 0;
-        int32_t id;
-        if ((rc = token_id(r, value, key, &id)) != 0)
-            break;
-        if (len == 0) {
-            rc = REFUSE(r, "token %d of the vocabulary is empty", (int)id);
-            break;
-        }
-        if (len > WORD_LONGEST) {
-            rc = REFUSE(r, "token %d has %zu bytes; at most %d are supported", (int)id, len,
-                        WORD_LONGEST);
-            break;
-        }
-        if (r->t->token[id].len) {
-            rc = REFUSE(r, "id %d belongs to two tokens, one of them \"%.100s\"", (int)id, key);
-            break;
-        }
-        if ((rc = mem_grow(&plain.data, &plain.cap, len, 1, "a token", r->err)) != 0)
-            break;
-        bool ours = alphabet_decode(key, len, plain.data, &n);
-        if (!ours)
-            foreign[(*n_foreign)++] = id;
-        if ((rc = set_token(r, id, ours ? plain.data : key, ours ? n : len, 0)) != 0)
-            break;
-    }
-    free(plain.data);
-    return rc;
+    int32_t id;
+    size_t n;
+    TRY(token_id(r, v, v->key, v->key_len, &id));
+    if (v->key_len == 0 || v->key_len > WORD_LONGEST)
+        return REFUSE(r, "token %d of the vocabulary %s; 1 to %d bytes are supported", (int)id,
+                      v->key_len ? "is too long" : "is empty", WORD_LONGEST);
+    if (r->t->token[id].len)
+        return REFUSE(r, "id %d belongs to two tokens, one of them \"%.*s\"", (int)id,
+                      SHOWN(v->key, v->key_len));
+    if (!alphabet_decode(v->key, v->key_len, r->plain, &n))
+        return set_token(r, id, v->key, v->key_len, TOKEN_FOREIGN);
+    return set_token(r, id, r->plain, n, 0);
 }
 
-static int read_added(struct reader *r, json_t *v, size_t i, json_t *vocab)
+/* The added token is the word that the vocabulary has under its id. */
+static bool same_word(struct reader *r, const struct token *t, const char *text, size_t len)
+{
+    size_t n = len;
+    const char *plain = text;
+    if (!(t->flags & TOKEN_FOREIGN)) {
+        if (!alphabet_decode(text, len, r->plain, &n))
+            return false;
+        plain = r->plain;
+    }
+    return t->len == n && memcmp(r->t->text + t->at, plain, n) == 0;
+}
+
+static int read_added(struct reader *r, const struct jv *v, size_t i)
 {
     static const char *const known[] = {"id",     "content",    "single_word", "lstrip",
                                         "rstrip", "normalized", "special",     NULL};
     char what[40];
     snprintf(what, sizeof what, "added_tokens[%zu]", i);
     TRY(known_keys(r, v, what, known));
-    const char *text = json_string_value(json_object_get(v, "content"));
-    size_t len = json_string_length(json_object_get(v, "content"));
-    int32_t id;
-    TRY(token_id(r, json_object_get(v, "id"), text, &id));
+    const struct jv *content = jv_get(v, "content");
+    if (!jv_is(content, JV_STRING))
+        return REFUSE(r, "%s.content is %s; expected a string", what, kind_of(content));
+    const char *text = content->text;
+    size_t len = content->len;
     if (len == 0 || len > ADDED_LONGEST)
         return REFUSE(r, "%s.content has %zu bytes; 1 to %d are supported", what, len,
                       ADDED_LONGEST);
+    int32_t id;
+    TRY(token_id(r, jv_get(v, "id"), text, len, &id));
     TRY(unused(r, v, what, "single_word"));
     TRY(unused(r, v, what, "lstrip"));
     TRY(unused(r, v, what, "rstrip"));
     bool special, normalized;
     TRY(flag(r, v, what, "special", &special));
     TRY(flag(r, v, what, "normalized", &normalized));
-    json_t *in_vocab = json_object_get(vocab, text);
-    struct token *t = &r->t->token[id];
-    if (t->flags & TOKEN_ADDED || (t->len && !in_vocab))
-        return REFUSE(r, "id %d belongs to two tokens, one of them \"%.100s\"", (int)id, text);
-    if (in_vocab && json_integer_value(in_vocab) != id)
-        return REFUSE(r, "token \"%.100s\" has id %lld in the vocabulary and %d in added_tokens",
-                      text, (long long)json_integer_value(in_vocab), (int)id);
+    const struct token *t = &r->t->token[id];
+    if (t->flags & TOKEN_ADDED || (t->len && !same_word(r, t, text, len)))
+        return REFUSE(r, "id %d belongs to two tokens, one of them \"%.*s\"", (int)id,
+                      SHOWN(text, len));
     TRY(set_token(r, id, text, len, TOKEN_ADDED | (special ? TOKEN_SPECIAL : 0u)));
     struct added *a = &r->t->added[normalized];
     a->marker[a->n++].id = id; /* its text when all texts are in place: sort_added */
     return 0;
 }
 
-/* Added tokens are checked for their form before anything is counted: how many ids there are. */
-static int count_tokens(struct reader *r, json_t *vocab, json_t *added)
+/* Ids without a gap, and no word left that is not in the byte alphabet. */
+static int check_tokens(struct reader *r)
 {
-    size_t n = json_object_size(vocab), i;
-    json_t *v;
-    json_array_foreach(added, i, v)
-    {
-        json_t *content = json_object_get(v, "content");
-        if (!json_is_string(content))
-            return REFUSE(r, "added_tokens[%zu].content is %s; expected a string", i,
-                          kind_of(content));
-        if (!json_object_get(vocab, json_string_value(content)))
-            n++;
+    dsv4_tokenizer *t = r->t;
+    size_t n = 0;
+    for (size_t i = 0; i < r->limit; i++)
+        if (t->token[i].len)
+            n = i + 1;
+    for (size_t i = 0; i < n; i++) {
+        const struct token *k = &t->token[i];
+        if (!k->len)
+            return REFUSE(r, "no token has id %zu; ids must be without a gap up to %zu", i, n - 1);
+        if (k->flags & TOKEN_FOREIGN)
+            return REFUSE(r, "token %zu, \"%.*s\", is not written in the byte alphabet", i,
+                          SHOWN(t->text + k->at, k->len));
     }
-    if (n == 0 || n > INT32_MAX)
-        return REFUSE(r, "the file has %zu tokens", n);
-    r->t->n = (uint32_t)n;
+    t->n = (uint32_t)n;
     return 0;
 }
 
-static int read_tokens(struct reader *r, json_t *vocab, json_t *added)
+static int read_tokens(struct reader *r, const struct jv *vocab, const struct jv *added)
 {
     dsv4_tokenizer *t = r->t;
-    TRY(count_tokens(r, vocab, added));
-    TRY(mem_alloc(&t->token, t->n, sizeof *t->token, "tokens", r->err));
+    size_t n_added = jv_none(added) ? 0 : added->len, i = 0;
+    r->limit = vocab->len + n_added;
+    if (r->limit > INT32_MAX)
+        return REFUSE(r, "the file has %zu tokens", r->limit);
+    TRY(mem_alloc(&t->token, r->limit, sizeof *t->token, "tokens", r->err));
     for (int k = 0; k < 2; k++)
-        TRY(mem_alloc(&t->added[k].marker, json_array_size(added), sizeof(struct marker),
-                      "added tokens", r->err));
-    int32_t *foreign;
-    size_t n_foreign = 0, i;
-    TRY(mem_alloc(&foreign, json_object_size(vocab), sizeof *foreign, "tokens", r->err));
-    int rc = read_vocab(r, vocab, foreign, &n_foreign);
-    json_t *v;
-    json_array_foreach(added, i, v)
-    {
-        if (rc == 0)
-            rc = read_added(r, v, i, vocab);
-    }
-    for (i = 0; i < n_foreign && rc == 0; i++) {
-        const struct token *f = &t->token[foreign[i]];
-        if (!(f->flags & TOKEN_ADDED))
-            rc = REFUSE(r, "token %d, \"%.*s\", is not written in the byte alphabet", foreign[i],
-                        (int)(f->len < 100 ? f->len : 100), t->text + f->at);
-    }
-    free(foreign);
-    return rc;
+        TRY(mem_alloc(&t->added[k].marker, n_added, sizeof(struct marker), "added tokens", r->err));
+    for (const struct jv *v = vocab->first; v; v = v->next)
+        TRY(read_word(r, v));
+    for (const struct jv *v = n_added ? added->first : NULL; v; v = v->next)
+        TRY(read_added(r, v, i++));
+    return check_tokens(r);
 }
 
-/* Every id has its token: n of them were set, none twice, so none is missing. The table of words holds
- * what merging may make: all but the added tokens. */
+/* The table of words holds what merging may make: all but the added tokens. */
 static int index_words(struct reader *r, size_t n_merges)
 {
     dsv4_tokenizer *t = r->t;
@@ -297,213 +300,65 @@ static int index_words(struct reader *r, size_t n_merges)
 
 /* ------------------------------------------------------------------ merges */
 
+struct part {
+    const char *text;
+    size_t len;
+};
+
 /* "left right" or ["left", "right"]. */
-static bool merge_parts(json_t *v, const char **left, size_t *n_left, const char **right,
-                        size_t *n_right)
+static bool merge_parts(const struct jv *v, struct part *left, struct part *right)
 {
-    if (json_is_array(v) && json_array_size(v) == 2) {
-        json_t *a = json_array_get(v, 0), *b = json_array_get(v, 1);
-        *left = json_string_value(a), *n_left = json_string_length(a);
-        *right = json_string_value(b), *n_right = json_string_length(b);
-        return *left && *right;
+    if (v->type == JV_LIST && v->len == 2) {
+        const struct jv *a = v->first, *b = a->next;
+        *left = (struct part){a->text, a->len};
+        *right = (struct part){b->text, b->len};
+        return a->type == JV_STRING && b->type == JV_STRING;
     }
-    if (!json_is_string(v))
-        return false;
-    *left = json_string_value(v);
-    const char *space = strchr(*left, ' ');
+    const char *space = v->type == JV_STRING ? memchr(v->text, ' ', v->len) : NULL;
     if (!space)
         return false;
-    *n_left = (size_t)(space - *left);
-    *right = space + 1;
-    *n_right = json_string_length(v) - *n_left - 1;
+    *left = (struct part){v->text, (size_t)(space - v->text)};
+    *right = (struct part){space + 1, v->len - left->len - 1};
     return true;
 }
 
-static int read_merge(struct reader *r, json_t *v, size_t i, struct bytes *plain)
+static int read_merge(struct reader *r, const struct jv *v, size_t i)
 {
-    const char *left, *right;
-    size_t n_left, n_right, a, c;
-    if (!merge_parts(v, &left, &n_left, &right, &n_right))
+    struct part left, right;
+    if (!merge_parts(v, &left, &right))
         return REFUSE(r, "model.merges[%zu] is neither \"left right\" nor a pair of strings", i);
-    TRY(mem_grow(&plain->data, &plain->cap, n_left + n_right, 1, "a merge", r->err));
-    char *p = plain->data;
     struct bpe *b = &r->t->bpe;
-    bool written =
-        alphabet_decode(left, n_left, p, &a) && alphabet_decode(right, n_right, p + a, &c);
-    int32_t l = written ? bpe_word(b, p, a) : -1, rt = written ? bpe_word(b, p + a, c) : -1;
-    int32_t made = written ? bpe_word(b, p, a + c) : -1;
-    if (l < 0 || rt < 0 || made < 0)
+    char *p = r->plain;
+    size_t n = 0, m = 0;
+    int32_t a = -1, c = -1, made = -1;
+    if (left.len <= WORD_LONGEST && alphabet_decode(left.text, left.len, p, &n))
+        a = bpe_word(b, p, n);
+    if (right.len <= WORD_LONGEST && alphabet_decode(right.text, right.len, p + n, &m))
+        c = bpe_word(b, p + n, m);
+    if (a >= 0 && c >= 0)
+        made = bpe_word(b, p, n + m);
+    if (made < 0)
         return REFUSE(r,
                       "model.merges[%zu] joins \"%.*s\" and \"%.*s\", but %s is no token of the "
                       "vocabulary that merging may use",
-                      i, (int)(n_left < 100 ? n_left : 100), left,
-                      (int)(n_right < 100 ? n_right : 100), right,
-                      l < 0    ? "the left one"
-                      : rt < 0 ? "the right one"
-                               : "the result");
+                      i, SHOWN(left.text, left.len), SHOWN(right.text, right.len),
+                      a < 0   ? "the left one"
+                      : c < 0 ? "the right one"
+                              : "the result");
     bool twice;
-    if (!bpe_add_merge(b, l, rt, made, &twice))
+    if (!bpe_add_merge(b, a, c, made, &twice))
         return REFUSE(r, "the merges are made to collide in a hash table");
     if (twice)
         return REFUSE(r, "model.merges[%zu] repeats an earlier one", i);
     return 0;
 }
 
-static int read_merges(struct reader *r, json_t *merges)
+static int read_merges(struct reader *r, const struct jv *merges)
 {
-    struct bytes plain = {0};
-    size_t i;
-    json_t *v;
-    int rc = 0;
-    json_array_foreach(merges, i, v)
-    {
-        if ((rc = read_merge(r, v, i, &plain)) != 0)
-            break;
-    }
-    free(plain.data);
-    return rc;
-}
-
-/* Finds the words that are their own encoding, by encoding them all once. */
-static int mark_whole(struct reader *r)
-{
-    dsv4_tokenizer *t = r->t;
-    struct bpe_work work = {0};
-    struct ids ids = {0};
-    int rc = 0;
-    for (uint32_t i = 0; i < t->n && rc == 0; i++) {
-        struct token *k = &t->token[i];
-        if (k->flags & TOKEN_ADDED)
-            continue;
-        ids.n = 0;
-        rc = bpe_encode(&t->bpe, &work, t->text + k->at, k->len, &ids, r->err);
-        if (rc == 0 && ids.n == 1 && ids.v[0] == (int32_t)i)
-            k->flags |= TOKEN_WHOLE;
-    }
-    bpe_work_close(&work);
-    free(ids.v);
-    return rc;
-}
-
-/* ------------------------------------------------------------------ the parts of the file */
-
-static int read_model(struct reader *r, json_t *model, json_t *added)
-{
-    static const char *const known[] = {"type",
-                                        "dropout",
-                                        "unk_token",
-                                        "continuing_subword_prefix",
-                                        "end_of_word_suffix",
-                                        "fuse_unk",
-                                        "byte_fallback",
-                                        "ignore_merges",
-                                        "vocab",
-                                        "merges",
-                                        NULL};
-    if (!json_is_object(model))
-        return REFUSE(r, "\"model\" is %s; expected an object", kind_of(model));
-    if (strcmp(type_of(model), "BPE") != 0)
-        return REFUSE(r, "model.type is \"%.60s\"; only \"BPE\" is supported", type_of(model));
-    TRY(known_keys(r, model, "model", known));
-    for (size_t i = 1; i <= 6; i++)
-        TRY(unused(r, model, "model", known[i]));
-    bool ignore_merges;
-    TRY(flag(r, model, "model", "ignore_merges", &ignore_merges));
-    json_t *vocab = json_object_get(model, "vocab"), *merges = json_object_get(model, "merges");
-    if (!json_is_object(vocab))
-        return REFUSE(r, "model.vocab is %s; expected an object", kind_of(vocab));
-    if (!json_is_array(merges))
-        return REFUSE(r, "model.merges is %s; expected a list", kind_of(merges));
-    TRY(read_tokens(r, vocab, added));
-    TRY(index_words(r, json_array_size(merges)));
-    TRY(read_merges(r, merges));
-    TRY(mark_whole(r));
-    r->t->bpe.ignore_merges = ignore_merges;
-    return 0;
-}
-
-static int read_split(struct reader *r, json_t *v, const char *what)
-{
-    static const char *const known[] = {"type", "pattern", "behavior", "invert", NULL};
-    TRY(known_keys(r, v, what, known));
-    json_t *pattern = json_object_get(v, "pattern"), *how = json_object_get(v, "behavior");
-    json_t *regex = json_object_get(pattern, "Regex");
-    if (!json_is_string(regex) || json_object_size(pattern) != 1)
-        return REFUSE(r, "%s.pattern is not {\"Regex\": ...}", what);
-    if (!json_is_string(how) || strcmp(json_string_value(how), "Isolated") != 0)
-        return REFUSE(r, "%s.behavior is %s%.60s; only \"Isolated\" is supported", what,
-                      json_is_string(how) ? "" : kind_of(how),
-                      json_is_string(how) ? json_string_value(how) : "");
-    TRY(unused(r, v, what, "invert"));
-    return split_add(&r->t->split, json_string_value(regex), r->shown, r->err);
-}
-
-/* Splits, then the byte alphabet; the latter may stand alone. */
-static int read_pre_tokenizer(struct reader *r, json_t *v)
-{
-    static const char *const sequence[] = {"type", "pretokenizers", NULL};
-    static const char *const bytes[] = {"type", "add_prefix_space", "trim_offsets", "use_regex",
-                                        NULL};
-    json_t *list = json_object_get(v, "pretokenizers");
-    bool alone = strcmp(type_of(v), "ByteLevel") == 0;
-    if (!alone && (strcmp(type_of(v), "Sequence") != 0 || !json_is_array(list)))
-        return REFUSE(r, "the pre_tokenizer is %s%.60s; expected a Sequence of Split and ByteLevel",
-                      json_is_object(v) ? "of type " : kind_of(v), type_of(v));
-    if (!alone)
-        TRY(known_keys(r, v, "pre_tokenizer", sequence));
-    size_t n = alone ? 1 : json_array_size(list);
-    if (n == 0)
-        return REFUSE(r, "the pre_tokenizer is empty; its last part must be ByteLevel");
-    for (size_t i = 0; i < n; i++) {
-        json_t *part = alone ? v : json_array_get(list, i);
-        char what[60];
-        snprintf(what, sizeof what, "pre_tokenizer.pretokenizers[%zu]", i);
-        bool last = i + 1 == n;
-        const char *want = last ? "ByteLevel" : "Split";
-        if (strcmp(type_of(part), want) != 0)
-            return REFUSE(r, "%s is of type \"%.60s\"; expected %s there", what, type_of(part),
-                          want);
-        if (!last) {
-            TRY(read_split(r, part, what));
-            continue;
-        }
-        TRY(known_keys(r, part, what, bytes));
-        TRY(unused(r, part, what, "add_prefix_space"));
-        if (!json_is_false(json_object_get(part, "use_regex")))
-            return REFUSE(r, "%s.use_regex is not false, which is not supported", what);
-        if (!json_object_get(part, "add_prefix_space"))
-            return REFUSE(r, "%s.add_prefix_space is missing", what);
-    }
-    return 0;
-}
-
-/* What could change ids but is not there in the released files: nothing else is accepted. */
-static int check_rest(struct reader *r, json_t *root)
-{
-    static const char *const known[] = {
-        "version",       "truncation",     "padding", "added_tokens", "normalizer",
-        "pre_tokenizer", "post_processor", "decoder", "model",        NULL};
-    TRY(known_keys(r, root, "the file", known));
-    TRY(unused(r, root, "the file", "truncation"));
-    TRY(unused(r, root, "the file", "padding"));
-    json_t *normalizer = json_object_get(root, "normalizer");
-    json_t *list = json_object_get(normalizer, "normalizers");
-    if (normalizer && !json_is_null(normalizer) &&
-        !(strcmp(type_of(normalizer), "Sequence") == 0 && json_is_array(list) &&
-          json_array_size(list) == 0))
-        return REFUSE(r, "the normalizer is of type \"%.60s\"; only none is supported",
-                      type_of(json_array_size(list) ? json_array_get(list, 0) : normalizer));
-    json_t *post = json_object_get(root, "post_processor");
-    if (post && !json_is_null(post) && strcmp(type_of(post), "ByteLevel") != 0)
-        return REFUSE(r,
-                      "the post_processor is of type \"%.60s\"; only ByteLevel or null is "
-                      "supported",
-                      type_of(post));
-    json_t *decoder = json_object_get(root, "decoder");
-    if (strcmp(type_of(decoder), "ByteLevel") != 0)
-        return REFUSE(r, "the decoder is of type \"%.60s\"; only ByteLevel is supported",
-                      type_of(decoder));
-    return 0;
+    size_t i = 0;
+    for (const struct jv *v = merges->first; v; v = v->next)
+        TRY(read_merge(r, v, i++));
+    return bpe_finish(&r->t->bpe, r->t->token, r->t->n, r->err);
 }
 
 /* ------------------------------------------------------------------ added tokens, sorted */
@@ -517,12 +372,20 @@ static int compare_markers(const void *a, const void *b)
 
 static int sort_added(struct reader *r, struct added *a)
 {
+    size_t n;
     for (uint32_t i = 0; i < a->n; i++) {
-        const struct token *t = &r->t->token[a->marker[i].id];
-        a->marker[i].text = r->t->text + t->at;
-        a->marker[i].len = t->len;
+        struct marker *m = &a->marker[i];
+        const struct token *t = &r->t->token[m->id];
+        m->text = r->t->text + t->at;
+        m->len = t->len;
+        int32_t word =
+            alphabet_decode(m->text, m->len, r->plain, &n) ? bpe_word(&r->t->bpe, r->plain, n) : -1;
+        if (word >= 0)
+            return REFUSE(r, "token \"%.*s\" has id %d in the vocabulary and %d in added_tokens",
+                          SHOWN(m->text, m->len), (int)word, (int)m->id);
     }
-    qsort(a->marker, a->n, sizeof *a->marker, compare_markers);
+    if (a->n)
+        qsort(a->marker, a->n, sizeof *a->marker, compare_markers);
     for (uint32_t i = 0; i < a->n; i++) {
         const struct marker *m = &a->marker[i];
         if (i > 0 && compare_markers(m - 1, m) == 0)
@@ -536,35 +399,159 @@ static int sort_added(struct reader *r, struct added *a)
     return 0;
 }
 
-static int read_root(struct reader *r, json_t *root)
+/* No text in both lists. */
+static int compare_added(struct reader *r)
 {
-    if (!json_is_object(root))
-        return REFUSE(r, "the file is %s; expected an object", kind_of(root));
-    TRY(check_rest(r, root));
-    TRY(read_pre_tokenizer(r, json_object_get(root, "pre_tokenizer")));
-    json_t *added = json_object_get(root, "added_tokens");
-    if (added && !json_is_null(added) && !json_is_array(added))
-        return REFUSE(r, "\"added_tokens\" is %s; expected a list", kind_of(added));
-    TRY(read_model(r, json_object_get(root, "model"), added));
+    const struct added *a = &r->t->added[0], *b = &r->t->added[1];
+    for (uint32_t i = 0; i < a->n && b->n; i++) {
+        const struct marker *m = &a->marker[i], *same;
+        same = bsearch(m, b->marker, b->n, sizeof *m, compare_markers);
+        if (same)
+            return REFUSE(r, "added tokens %d and %d have the same text", (int)m->id,
+                          (int)same->id);
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ the parts of the file */
+
+static int read_model(struct reader *r, const struct jv *model, const struct jv *added)
+{
+    static const char *const known[] = {"type",
+                                        "dropout",
+                                        "unk_token",
+                                        "continuing_subword_prefix",
+                                        "end_of_word_suffix",
+                                        "fuse_unk",
+                                        "byte_fallback",
+                                        "ignore_merges",
+                                        "vocab",
+                                        "merges",
+                                        NULL};
+    TRY(known_keys(r, model, "model", known));
+    if (!of_type(model, "BPE"))
+        return REFUSE(r, "the model is %s; only \"BPE\" is supported", type_of(r, model));
+    for (size_t i = 1; i <= 6; i++)
+        TRY(unused(r, model, "model", known[i]));
+    TRY(flag(r, model, "model", "ignore_merges", &r->t->bpe.ignore_merges));
+    const struct jv *vocab = jv_get(model, "vocab"), *merges = jv_get(model, "merges");
+    if (!jv_is(vocab, JV_OBJECT))
+        return REFUSE(r, "model.vocab is %s; expected an object", kind_of(vocab));
+    if (!jv_is(merges, JV_LIST))
+        return REFUSE(r, "model.merges is %s; expected a list", kind_of(merges));
+    TRY(read_tokens(r, vocab, added));
+    TRY(index_words(r, merges->len));
+    TRY(read_merges(r, merges));
     TRY(sort_added(r, &r->t->added[0]));
-    return sort_added(r, &r->t->added[1]);
+    TRY(sort_added(r, &r->t->added[1]));
+    return compare_added(r);
+}
+
+static int read_split(struct reader *r, const struct jv *v, const char *what)
+{
+    static const char *const known[] = {"type", "pattern", "behavior", "invert", NULL};
+    TRY(known_keys(r, v, what, known));
+    const struct jv *pattern = jv_get(v, "pattern"), *how = jv_get(v, "behavior");
+    const struct jv *regex = jv_get(pattern, "Regex");
+    if (!jv_is(regex, JV_STRING) || pattern->len != 1)
+        return REFUSE(r, "%s.pattern is not {\"Regex\": ...}", what);
+    if (!jv_is(how, JV_STRING))
+        return REFUSE(r, "%s.behavior is %s; expected \"Isolated\"", what, kind_of(how));
+    if (!jv_equals(how, "Isolated"))
+        return REFUSE(r, "%s.behavior is \"%.*s\"; only \"Isolated\" is supported", what,
+                      SHOWN(how->text, how->len));
+    TRY(unused(r, v, what, "invert"));
+    return split_add(&r->t->split, regex->text, regex->len, r->shown, r->err);
+}
+
+static int read_byte_level(struct reader *r, const struct jv *v, const char *what)
+{
+    static const char *const known[] = {"type", "add_prefix_space", "trim_offsets", "use_regex",
+                                        NULL};
+    TRY(known_keys(r, v, what, known));
+    if (!jv_is(jv_get(v, "add_prefix_space"), JV_FALSE)) /* absent means true, for both */
+        return REFUSE(r, "%s.add_prefix_space is not false, which is not supported", what);
+    if (!jv_is(jv_get(v, "use_regex"), JV_FALSE))
+        return REFUSE(r, "%s.use_regex is not false, which is not supported", what);
+    return 0;
+}
+
+/* Splits, then the byte alphabet; the latter may stand alone. */
+static int read_pre_tokenizer(struct reader *r, const struct jv *v)
+{
+    static const char *const known[] = {"type", "pretokenizers", NULL};
+    if (of_type(v, "ByteLevel"))
+        return read_byte_level(r, v, "pre_tokenizer");
+    const struct jv *list = jv_get(v, "pretokenizers");
+    if (!of_type(v, "Sequence") || !jv_is(list, JV_LIST))
+        return REFUSE(r, "the pre_tokenizer is %s; expected a Sequence of Split and ByteLevel",
+                      type_of(r, v));
+    TRY(known_keys(r, v, "pre_tokenizer", known));
+    if (!list->first)
+        return REFUSE(r, "the pre_tokenizer is empty; its last part must be ByteLevel");
+    size_t i = 0;
+    for (const struct jv *part = list->first; part; part = part->next, i++) {
+        char what[60];
+        snprintf(what, sizeof what, "pre_tokenizer.pretokenizers[%zu]", i);
+        const char *want = part->next ? "Split" : "ByteLevel";
+        if (!of_type(part, want))
+            return REFUSE(r, "%s is %s; expected %s there", what, type_of(r, part), want);
+        TRY((part->next ? read_split : read_byte_level)(r, part, what));
+    }
+    return 0;
+}
+
+/* What could change ids but is not there in the released files: nothing else is accepted. */
+static int check_rest(struct reader *r, const struct jv *root)
+{
+    static const char *const known[] = {
+        "version",       "truncation",     "padding", "added_tokens", "normalizer",
+        "pre_tokenizer", "post_processor", "decoder", "model",        NULL};
+    TRY(known_keys(r, root, "the file", known));
+    TRY(unused(r, root, "the file", "truncation"));
+    TRY(unused(r, root, "the file", "padding"));
+    const struct jv *normalizer = jv_get(root, "normalizer");
+    const struct jv *list = jv_get(normalizer, "normalizers");
+    if (!jv_none(normalizer) &&
+        !(of_type(normalizer, "Sequence") && jv_is(list, JV_LIST) && !list->first))
+        return REFUSE(r, "the normalizer is %s; only none is supported",
+                      type_of(r, list && list->first ? list->first : normalizer));
+    const struct jv *post = jv_get(root, "post_processor");
+    if (!jv_none(post) && !of_type(post, "ByteLevel"))
+        return REFUSE(r, "the post_processor is %s; only ByteLevel or null is supported",
+                      type_of(r, post));
+    const struct jv *decoder = jv_get(root, "decoder");
+    if (!of_type(decoder, "ByteLevel"))
+        return REFUSE(r, "the decoder is %s; only ByteLevel is supported", type_of(r, decoder));
+    return 0;
+}
+
+static int read_root(struct reader *r, const struct jv *root)
+{
+    TRY(check_rest(r, root));
+    TRY(read_pre_tokenizer(r, jv_get(root, "pre_tokenizer")));
+    const struct jv *added = jv_get(root, "added_tokens");
+    if (!jv_none(added) && added->type != JV_LIST)
+        return REFUSE(r, "\"added_tokens\" is %s; expected a list", kind_of(added));
+    return read_model(r, jv_get(root, "model"), added);
 }
 
 int tokenizer_parse(dsv4_tokenizer **out, const char *json, size_t len, const char *shown,
                     dsv4_err *err)
 {
     struct reader r = {.shown = shown, .err = err};
-    json_error_t why;
-    json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES, &why);
-    if (!root && json_error_code(&why) == json_error_out_of_memory)
-        return err_memory(err, len, shown);
-    if (!root)
-        return err_set(err, DSV4_REFUSED, "%s: not valid JSON: %s (line %d, byte %d)", shown,
-                       why.text, why.line, why.position);
-    int rc = mem_alloc(&r.t, 1, sizeof *r.t, "a tokenizer", err);
+    struct jv_doc doc = {0};
+    int rc = jv_parse(&doc, json, len, shown, err);
+    if (rc == DSV4_FAILED) /* one of its limits */
+        rc = err->status = DSV4_REFUSED;
     if (rc == 0)
-        rc = read_root(&r, root);
-    json_decref(root);
+        rc = mem_alloc(&r.t, 1, sizeof *r.t, "a tokenizer", err);
+    if (rc == 0)
+        rc = mem_alloc(&r.plain, 2, WORD_LONGEST, "a tokenizer", err);
+    if (rc == 0)
+        rc = read_root(&r, doc.root);
+    free(r.plain);
+    jv_free(&doc);
     if (rc != 0) {
         dsv4_tokenizer_close(r.t);
         return rc;
