@@ -443,8 +443,6 @@ static const struct {
     {"{'path':['pre_tokenizer','pretokenizers',0,'behavior'],'value':'Removed'}", "Removed"},
     {"{'path':['pre_tokenizer','pretokenizers',0,'pattern'],'value':{'String':' '}}", "Regex"},
     {"{'path':['pre_tokenizer','pretokenizers',0,'pattern','Regex'],'value':'(['}", "(["},
-    {"{'path':['pre_tokenizer','pretokenizers',3,'use_regex'],'value':true}", "use_regex"},
-    {"{'path':['pre_tokenizer','pretokenizers',3,'use_regex']}", "use_regex"},
     {"{'path':['pre_tokenizer','pretokenizers',3,'add_prefix_space'],'value':true}",
      "add_prefix_space"},
 };

@@ -315,6 +315,7 @@ def check_variants(program, work, n, seed):
     with open("models/nano/tokenizer.json", encoding="utf-8") as f:
         base = f.read()
     changes = {"markers": add_markers, "alone": lambda d: d.update(pre_tokenizer=d["pre_tokenizer"]["pretokenizers"][3])}
+    changes["'use_regex'"] = lambda d: d.update(pre_tokenizer={**d["pre_tokenizer"]["pretokenizers"][3], "use_regex": True})
     changes["ignore_merges"] = lambda d: d["model"].update(ignore_merges=True)
     changes["merges as text"] = lambda d: d["model"].update(merges=[" ".join(m) for m in d["model"]["merges"]])
     for keep in ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (2, 1, 0), (2, 0), (0, 0), (0, "(?=t)|e(?!r)", 2), ("x*",), (GPT2,)):

@@ -246,11 +246,14 @@ static int begin_value(struct reader *r, struct jv *v)
 struct member {
     struct jv *v;
     size_t at;
+    uint64_t head; /* the first bytes of the key settle most comparisons */
 };
 
 static int by_key(const void *a, const void *b)
 {
     const struct member *x = a, *y = b;
+    if (x->head != y->head)
+        return x->head < y->head ? -1 : 1;
     if (x->v->key_len != y->v->key_len)
         return x->v->key_len < y->v->key_len ? -1 : 1;
     int c = memcmp(x->v->key, y->v->key, x->v->key_len);
@@ -288,8 +291,10 @@ static int merge_keys(struct jv *object, dsv4_err *err)
         free(sorted);
         return rc;
     }
-    for (struct jv *v = object->first; v; v = v->next, i++)
-        sorted[i] = (struct member){v, i};
+    for (struct jv *v = object->first; v; v = v->next, i++) {
+        sorted[i] = (struct member){v, i, 0};
+        memcpy(&sorted[i].head, v->key, v->key_len < 8 ? v->key_len : 8);
+    }
     qsort(sorted, n, sizeof *sorted, by_key);
     for (size_t a = 0, b; a < n; a = b) {
         for (b = a + 1; b < n && same_key(sorted[a].v, sorted[b].v); b++)

@@ -471,9 +471,12 @@ static int read_byte_level(struct reader *r, const struct jv *v, const char *wha
     TRY(known_keys(r, v, what, known));
     if (!jv_is(jv_get(v, "add_prefix_space"), JV_FALSE)) /* absent means true, for both */
         return REFUSE(r, "%s.add_prefix_space is not false, which is not supported", what);
-    if (!jv_is(jv_get(v, "use_regex"), JV_FALSE))
-        return REFUSE(r, "%s.use_regex is not false, which is not supported", what);
-    return 0;
+    if (jv_is(jv_get(v, "use_regex"), JV_FALSE))
+        return 0;
+    /* GPT-2's own pattern, the one that use_regex stands for. */
+    static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+"
+                               "|\\s+(?!\\S)|\\s+";
+    return split_add(&r->t->split, gpt2, sizeof gpt2 - 1, r->shown, r->err);
 }
 
 /* Splits, then the byte alphabet; the latter may stand alone. */
