@@ -324,17 +324,20 @@ int opt_count_args(const struct opt_set *s, unsigned command, int n, char *const
     return 0;
 }
 
-static void from_environment(const struct opt_set *s, unsigned command, void *values)
+/* Variables stand in for options that are not given, so they are read first. */
+static int from_environment(const struct opt_set *s, unsigned command, void *values, dsv4_err *err)
 {
     for (size_t i = 0; i < s->n_opts; i++) {
         const struct opt *o = &s->opt[i];
-        if (!o->env || o->kind != OPT_TEXT || !(o->commands >> command & 1))
+        const char *text = o->env && o->commands >> command & 1 ? getenv(o->env) : NULL;
+        if (!text || !*text)
             continue;
-        const char **at = (const char **)(void *)((char *)values + o->offset);
-        const char *text = getenv(o->env);
-        if (!*at && text && *text)
-            *at = text;
+        dsv4_err why;
+        int rc = store(o, text, values, &why);
+        if (rc != 0)
+            return err_set(err, rc, "%s (from the variable %s)", why.text, o->env);
     }
+    return 0;
 }
 
 int opt_parse(const struct opt_set *s, unsigned command, int argc, char **argv, void *values,
@@ -343,6 +346,7 @@ int opt_parse(const struct opt_set *s, unsigned command, int argc, char **argv, 
     struct reader r = {.set = s, .command = command, .argc = argc, .argv = argv, .values = values};
     int n = 0;
     bool only_words = false;
+    TRY(from_environment(s, command, values, err));
     for (; r.at < argc; r.at++) {
         char *a = argv[r.at];
         if (only_words || a[0] != '-' || a[1] == 0)
@@ -354,7 +358,6 @@ int opt_parse(const struct opt_set *s, unsigned command, int argc, char **argv, 
         else
             TRY(read_letters(&r, a + 1, err));
     }
-    from_environment(s, command, values);
     *n_args = n;
     return 0;
 }

@@ -32,7 +32,7 @@ struct opt {
     double min, max;      /* OPT_U32, OPT_FLOAT */
     unsigned commands;    /* bit i: belongs to command i of the set */
     size_t offset;        /* of the field in the struct of values */
-    const char *env;      /* OPT_TEXT: this variable gives the value when the option is absent */
+    const char *env;      /* this variable gives the value when the option does not; no lists */
     const char *fallback; /* the default as the help shows it; NULL: nothing to say */
     const char *help;
 };

@@ -186,16 +186,26 @@ static int roff(struct bytes *b, const char *text, dsv4_err *err)
     return 0;
 }
 
+/* A new paragraph, unless one begins here already. */
+static int roff_break(struct bytes *b, dsv4_err *err)
+{
+    if (b->len >= 4 && memcmp(b->data + b->len - 4, ".PP\n", 4) == 0)
+        return 0;
+    return bytes_text(b, ".PP\n", err);
+}
+
 static int roff_paragraphs(struct bytes *b, const char *text, dsv4_err *err)
 {
     bool kept = false;
     while (*text) {
         size_t n = strcspn(text, "\n");
         bool keep = *text == ' ';
-        if (keep != kept)
-            TRY(bytes_text(b, keep ? ".PP\n.nf\n" : ".fi\n.PP\n", err));
-        else if (n == 0)
-            TRY(bytes_text(b, ".PP\n", err));
+        if (kept && !keep)
+            TRY(bytes_text(b, ".fi\n", err));
+        if (keep != kept || n == 0)
+            TRY(roff_break(b, err));
+        if (keep && !kept)
+            TRY(bytes_text(b, ".nf\n", err));
         kept = keep;
         struct bytes line = {0};
         int rc = bytes_add(&line, text, n, err);
@@ -241,7 +251,9 @@ static int roff_command(struct bytes *b, const struct opt_set *s, unsigned comma
     TRY(roff(b, c->args, err));
     TRY(bytes_text(b, "\n.PP\n", err));
     TRY(roff(b, c->brief, err));
-    TRY(bytes_text(b, ".\n.PP\n", err));
+    TRY(bytes_text(b, ".\n", err));
+    if (*c->text)
+        TRY(roff_break(b, err));
     TRY(roff_paragraphs(b, c->text, err));
     for (size_t i = 0; i < s->n_opts; i++)
         if (takes(&s->opt[i], command))

@@ -355,6 +355,8 @@ static size_t position(const struct memory *mem, const struct jv *id)
 static int sort_turn(struct chat *c, const struct message *m, const struct memory *mem,
                      dsv4_err *err)
 {
+    if (m->n_blocks == 0)
+        return 0;
     struct block *b = c->blocks + m->block;
     size_t n = 0;
     for (size_t i = 0; i < m->n_blocks; i++)
