@@ -114,7 +114,7 @@ INNER := $(if $(TOOL_OBJ),$(B)/libtools.a) $(B)/libinner.a
         deps deps-test deps-dev demo check check-only check-long clang asan ubsan tsan valgrind \
         fuzz bench install uninstall
 
-all: programs lib ;
+all: programs lib ; @:
 
 # ---------------------------------------------------------------- compiling and linking
 # V=1 shows the commands.
@@ -166,11 +166,11 @@ $(PROGRAMS): $(B)/%: $(B)/tools/%.o $(INNER) $(B)/link
 	$(call say,LD $@)
 	$(Q)$(CC) $(ALL_LD) -o $@ $(filter %.o %.a,$^) $(TOOL_LD) $(ALL_LIBS)
 
-programs: $(PROGRAMS) ;
+programs: $(PROGRAMS) ; @:
 
 # The library for others: one object whose hidden symbols are local, so that no name inside it can clash
 # with a program's.
-lib: $(B)/libdsv4.a $(B)/$(SO) ;
+lib: $(B)/libdsv4.a $(B)/$(SO) ; @:
 
 ifeq ($(OS),Darwin)
 $(B)/libdsv4.a: $(LIB_OBJ) $(B)/link
@@ -210,6 +210,9 @@ check: deps-test
 	@$(MAKE_ALL) programs lib tests replays
 	@$(MAKE) --no-print-directory check-only
 
+# Time limits of Check are for hangs, not for busy machines or sanitizers.
+check-only: export CK_TIMEOUT_MULTIPLIER = $(if $(SAN),20,5)
+check-only: export CHECK_QUICK = $(if $(SAN),1)
 check-only: programs tests replays
 	@BUILD=$(B) CC='$(CC)' tests/run.sh $(TESTS) $(REPLAYS) $(TEST_SH)
 
@@ -222,8 +225,8 @@ check-long: deps-dev
 	@$(MAKE_ALL) valgrind
 	@$(MAKE_ALL) fuzz TIME=1800
 
-tests: $(TESTS) ;
-replays: $(REPLAYS) ;
+tests: $(TESTS) ; @:
+replays: $(REPLAYS) ; @:
 
 $(TESTS): $(B)/tests/%: $(B)/tests/%.o $(if $(TEST_OBJ),$(B)/libtests.a) $(INNER) $(B)/link
 	$(call say,LD $@)
@@ -250,13 +253,16 @@ ubsan:
 	$(call variant,ubsan) CC=$(CLANG) OPT=-O1 SAN='-fsanitize=$(MORE_UB) $(STRICT)' check-only
 
 # clang, because its OpenMP tells ThreadSanitizer (through libarcher, which lies beside it) what waits for
-# what; gcc's does not. The replays have no threads.
+# what; gcc's does not. Only the tests that have threads.
+THREADED := system session golden
 tsan: export TSAN_OPTIONS = ignore_noninstrumented_modules=1 halt_on_error=1
 tsan:
-	$(call variant,tsan) CC=$(CLANG) OPT=-O1 SAN=-fsanitize=thread REPLAYS= check-only
+	$(call variant,tsan) CC=$(CLANG) OPT=-O1 SAN=-fsanitize=thread TEST_SH= REPLAYS= \
+	    TESTS='$(THREADED:%=build/tsan/tests/check_%)' check-only
 
 valgrind: programs
-	valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite \
+	valgrind --quiet --error-exitcode=9 --leak-check=full --show-leak-kinds=definite,indirect \
+	    --errors-for-leak-kinds=definite \
 	    $(B)/dsv4 --threads 2 -n 8 --greedy "$(QUESTION)"
 
 # ---- fuzzing: TIME seconds for each target, FUZZ='fuzz_a fuzz_b' for some of them only.
@@ -265,7 +271,7 @@ fuzz:
 	    SAN='-fsanitize=fuzzer-no-link,address,undefined $(STRICT)' fuzzers
 	@TIME=$(TIME) JOBS=$(JOBS) tests/fuzz.sh build/fuzz $(FUZZ)
 
-fuzzers: $(FUZZERS) ;
+fuzzers: $(FUZZERS) ; @:
 
 $(FUZZERS): $(B)/tests/%: $(B)/tests/%.o $(INNER) $(B)/link
 	$(call say,LD $@)

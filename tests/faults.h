@@ -29,6 +29,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "src/dsv4.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #define FAULTS_ASAN 1
 #elif defined(__has_feature)

@@ -7,6 +7,7 @@ log=$(mktemp) || exit 1
 trap 'rm -f "$log"' EXIT
 for t in "$@"; do
     echo "== $t"
+    begin=$(date +%s)
     "$t" >"$log" 2>&1
     code=$?
     line=$(grep -E '^[0-9]+ passed, [0-9]+ failed(, [0-9]+ skipped)?$' "$log" | tail -n 1)
@@ -24,7 +25,7 @@ for t in "$@"; do
         echo "   printed no closing line"
     fi
     failed=$((failed + f))
-    if [ "$f" -ne 0 ]; then cat "$log"; else grep -E '^(SKIP|   )' "$log"; echo "   ${line}"; fi
+    if [ "$f" -ne 0 ]; then cat "$log"; else grep -E '^(SKIP|   )' "$log"; echo "   ${line}, $(($(date +%s) - begin)) s"; fi
 done
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
