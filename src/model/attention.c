@@ -29,7 +29,9 @@ static void keep_latents(const struct lane *l, struct batch *b, const struct lay
     const struct config *c = b->m->cfg;
     const struct kernels *k = &b->m->k;
     size_t r0, r1, bytes = row_bytes(b->m->window_row);
-    float index_scale = 1.0f / (sqrtf((float)c->index_dim) * sqrtf((float)c->index_heads));
+    float index_scale = 1; /* index_dim is 0 where no layer selects */
+    if (L->index_source)
+        index_scale = 1.0f / (sqrtf((float)c->index_dim) * sqrtf((float)c->index_heads));
     lane_split(l, b->n, 1, &r0, &r1);
     for (size_t r = r0; r < r1; r++) {
         float *qr = b->qr + r * c->q_lora, *kv = b->kv + r * c->head_dim;

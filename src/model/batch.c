@@ -34,6 +34,11 @@ static uint64_t max2(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
+static uint64_t min2(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
 static uint64_t max4(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
 {
     return max2(max2(a, b), max2(c, d));
@@ -62,11 +67,13 @@ static uint64_t score_floats(const struct model *m, size_t max_ctx)
         const struct layer *L = &m->layer[l];
         if (!L->index_source)
             continue;
-        uint64_t visible = max_ctx / L->ratio;
-        if (L->candidates)
-            visible = (uint64_t)m->cfg->candidate_blocks * m->cfg->candidate_block;
-        else if ((int32_t)l == m->cfg->candidate_source)
-            visible += visible / m->cfg->candidate_block + 1;
+        uint64_t visible = max_ctx / L->ratio, block = m->cfg->candidate_block;
+        if (L->candidates) { /* whole blocks, of those that can exist at all */
+            uint64_t blocks = (visible + block - 1) / block;
+            visible = min2(blocks, m->cfg->candidate_blocks) * block;
+        } else if ((int32_t)l == m->cfg->candidate_source) {
+            visible += visible / block + 1;
+        }
         n = max2(n, visible);
     }
     return n;

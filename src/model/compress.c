@@ -180,9 +180,12 @@ void compress_store(const struct lane *l, struct batch *b, const struct layer *L
         {
             struct layer_cache *lc = &b->seg[seg].cache->layer[L->id];
             float *key = b->lkey + slot * c->index_dim, *x = b->latent + slot * c->head_dim;
-            rms(&b->m->k, key, key, L->index.k_norm, c->index_dim, c->eps);
-            rotate_entry(b, L, key, c->index_dim, e, cs);
-            store_key(b, rowlist_at(&lc->key, e), key);
+            rope_pairs(cs, b->m->freq[1], c->rope_dim, e * L->ratio);
+            if (L->index.wk.rows > 0) { /* none where nobody selects */
+                rms(&b->m->k, key, key, L->index.k_norm, c->index_dim, c->eps);
+                rope(key, c->index_dim, c->rope_dim, cs, false);
+                store_key(b, rowlist_at(&lc->key, e), key);
+            }
             rope(x, c->head_dim, c->rope_dim, cs, false);
             row_encode(rowlist_at(&lc->entry, e), x, b->m->entry_row);
         }
