@@ -241,6 +241,7 @@ BUILD_TESTS := tests/test_build.sh
 variant = +@$(MAKE_ALL) VARIANT=$(1) TEST_SH='$(filter-out $(BUILD_TESTS),$(TEST_SH))' HARDEN=
 STRICT := -fno-sanitize-recover=all -fno-omit-frame-pointer
 # More than what the standard calls undefined: values that change in a conversion, bounds of local arrays.
+# Programs and faults are asan's business.
 MORE_UB := undefined,float-divide-by-zero,implicit-conversion,local-bounds
 
 clang:
@@ -250,7 +251,8 @@ asan:
 	$(call variant,asan) OPT=-O1 SAN='-fsanitize=address,undefined $(STRICT)' check-only
 
 ubsan:
-	$(call variant,ubsan) CC=$(CLANG) OPT=-O1 SAN='-fsanitize=$(MORE_UB) $(STRICT)' check-only
+	$(call variant,ubsan) CC=$(CLANG) OPT=-O1 SAN='-fsanitize=$(MORE_UB) $(STRICT)' TEST_SH= \
+	    TESTS='$(filter-out %/check_faults,$(CHECK_SRC:tests/%.c=build/ubsan/tests/%))' check-only
 
 # clang, because its OpenMP tells ThreadSanitizer (through libarcher, which lies beside it) what waits for
 # what; gcc's does not. Only the tests that have threads.
