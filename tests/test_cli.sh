@@ -341,6 +341,8 @@ esac
 if [ -n "$PY" ]; then
     "$PY" tests/test_cli.py "$D" >"$T/out" 2>"$T/err"
     line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$T/out" | tail -n 1)
+    why=$(sed -n 's/^SKIP //p' "$T/out")
+    [ -z "$why" ] || skip "$why"
     if [ -n "$line" ]; then
         passed=$((passed + ${line%% passed*}))
         bad=${line#*, }
