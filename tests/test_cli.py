@@ -76,6 +76,7 @@ class Terminal:
         return at >= 0
 
     def send(self, data):
+        time.sleep(0.3)  # a person's pause: the line editor shows its prompt before it has set the terminal
         os.write(self.fd, data)
 
     def end(self, seconds=60, again=b""):
