@@ -14,7 +14,7 @@
 #define NANO "models/nano"
 #define EVAL NANO "/eval/"
 
-enum { MAX_ANSWER = 600 };
+enum { MAX_ANSWER = 4096 };
 
 #define CLEAR 0.2f
 
