@@ -14,7 +14,7 @@
 #define NANO "models/nano"
 #define EVAL NANO "/eval/"
 
-enum { MAX_ANSWER = 4096 };
+enum { MAX_ANSWER = 2048 };
 
 #define CLEAR 0.2f
 
@@ -132,7 +132,8 @@ static void run_skill(const char *skill, bool all, size_t count[3])
     for (json_t *j; (j = next_line(f)); json_decref(j)) {
         json_t *prompt = json_object_get(j, "prompt_ids"), *want = json_object_get(j, "greedy_ids");
         size_t n = json_array_size(prompt);
-        if (!want || n == 0 || n > (all ? 8000u : 700u) || (!all && n_run == 2))
+        if (json_array_size(want) == 0 || n == 0 || n > (all ? 8000u : 700u) ||
+            (!all && n_run == 2))
             continue;
         for (size_t i = 0; i < n; i++)
             ids[i] = (int32_t)json_integer_value(json_array_get(prompt, i));
