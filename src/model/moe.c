@@ -38,6 +38,17 @@ static void score(const struct config *c, float *z)
     }
 }
 
+/* Sums over experts run in ascending order everywhere. */
+static void sort_experts(uint32_t *chosen, size_t k)
+{
+    for (size_t i = 1; i < k; i++)
+        for (size_t j = i; j > 0 && chosen[j] < chosen[j - 1]; j--) {
+            uint32_t t = chosen[j];
+            chosen[j] = chosen[j - 1];
+            chosen[j - 1] = t;
+        }
+}
+
 /* The k best of s + bias, ties to the lower number, into ascending order. NaN scores rank last, so
  * that k different experts come out whatever the weights are. */
 static void best_experts(const struct config *c, const float *s, const float *bias,
@@ -58,12 +69,7 @@ static void best_experts(const struct config *c, const float *s, const float *bi
         memmove(chosen + at + 1, chosen + at, (n - 1 - at) * sizeof *chosen);
         chosen[at] = e;
     }
-    for (size_t i = 1; i < k; i++)
-        for (size_t j = i; j > 0 && chosen[j] < chosen[j - 1]; j--) {
-            uint32_t t = chosen[j];
-            chosen[j] = chosen[j - 1];
-            chosen[j - 1] = t;
-        }
+    sort_experts(chosen, k);
 }
 
 void route(const struct config *c, float *z, const float *bias, uint32_t *chosen, float *weight)
@@ -102,13 +108,7 @@ static void experts_of_token(const struct batch *b, const struct layer *L, size_
         const uint8_t *p = L->moe.tid2eid + ((size_t)b->token[row] * k + j) * L->moe.tid_bytes;
         memcpy(&chosen[j], p, sizeof chosen[j]); /* little endian, checked to be below E */
     }
-    /* Sums run in ascending order of experts, as everywhere. */
-    for (size_t i = 1; i < k; i++)
-        for (size_t j = i; j > 0 && chosen[j] < chosen[j - 1]; j--) {
-            uint32_t t = chosen[j];
-            chosen[j] = chosen[j - 1];
-            chosen[j - 1] = t;
-        }
+    sort_experts(chosen, k);
 }
 
 static void choose_experts(const struct lane *l, struct batch *b, const struct layer *L)
