@@ -2,6 +2,7 @@
  * input: only our own text makes control spans, failures leave nothing behind. */
 #include "suite.h"
 
+#include "markers.h"
 #include "src/text/chat_inner.h"
 
 #include <jansson.h>
@@ -47,25 +48,6 @@ static json_t *load(const char *text)
 }
 
 /* ------------------------------------------------------------------ one prompt */
-
-static const char *const known[] = {
-    M_BOS,
-    M_EOS,
-    M_USER,
-    M_ASSISTANT,
-    M_SYSTEM,
-    M_REMINDER,
-    M_THINK,
-    M_END_THINK,
-    M_DSML,
-    M_IMAGE,
-    "<｜action｜>",
-    "<｜query｜>",
-    "<｜authority｜>",
-    "<｜domain｜>",
-    "<｜title｜>",
-    "<｜read_url｜>",
-};
 
 #define N_KNOWN (sizeof known / sizeof *known)
 

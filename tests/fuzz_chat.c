@@ -1,30 +1,12 @@
 /* Fuzz target: any bytes as a request to all three dialects, ours and OpenAI's. A prompt that comes out
  * has control spans that ascend, lie inside the text and are exactly one known marker each, and a
  * place for each image; JSON that was read and written reads and writes the same again. */
+#include "markers.h"
 #include "src/text/chat_inner.h"
 #include "src/text/text.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-static const char *const known[] = {
-    M_BOS,
-    M_EOS,
-    M_USER,
-    M_ASSISTANT,
-    M_SYSTEM,
-    M_REMINDER,
-    M_THINK,
-    M_END_THINK,
-    M_DSML,
-    M_IMAGE,
-    "<｜action｜>",
-    "<｜query｜>",
-    "<｜authority｜>",
-    "<｜domain｜>",
-    "<｜title｜>",
-    "<｜read_url｜>",
-};
 
 static void must(bool good)
 {

@@ -166,8 +166,6 @@ int batch_open(struct batch **out, const struct model *m, size_t rows, size_t se
     b->m = m;
     b->cap = rows;
     b->cap_seq = seqs;
-    b->max_ctx = max_ctx;
-    b->lanes = lanes;
     struct taker t = {.b = b, .err = err};
     layout(&t, m, rows, seqs, max_ctx, lanes, b);
     if (t.rc != 0) {

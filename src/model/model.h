@@ -212,7 +212,6 @@ struct tap {
 struct batch {
     const struct model *m;
     size_t cap, cap_seq; /* rows, sequences */
-    size_t max_ctx;
     const struct tap *tap;
 
     size_t n, n_seg;
@@ -257,7 +256,6 @@ struct batch {
     float *logits;  /* [n_want][vocab], the caller's */
     float *scratch; /* [lanes][scratch_ld] */
     size_t scratch_ld;
-    int lanes;
 
     void **owned;
     size_t n_owned, cap_owned;
