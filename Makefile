@@ -14,6 +14,7 @@ DEPS    ?= yes
 TIME    ?= 60
 OS      := $(shell uname -s)
 ARCH    := $(shell uname -m)
+ARCH_NAME := $(ARCH:arm64=aarch64)
 
 # ---------------------------------------------------------------- tools
 PKG          := $(or $(shell command -v pkg-config),$(shell command -v pkgconf),false)
@@ -30,11 +31,16 @@ MAKE_ALL      = $(MAKE) --no-print-directory $(if $(filter -j% --jobserver%,$(MA
 have       = $(shell $(PKG) --exists $(1) 2>/dev/null && echo yes)
 HAVE_PCRE2    := $(call have,libpcre2-8)
 HAVE_UTF8PROC := $(call have,libutf8proc)
+HAVE_XXHASH   := $(call have,libxxhash)
+HAVE_HWLOC    := $(call have,hwloc)
 HAVE_EDIT     := $(call have,libedit)
+HAVE_MHD      := $(call have,libmicrohttpd)
 
-LIB_PKGS  := $(if $(HAVE_PCRE2),libpcre2-8) $(if $(HAVE_UTF8PROC),libutf8proc)
+LIB_PKGS  := $(if $(HAVE_PCRE2),libpcre2-8) $(if $(HAVE_UTF8PROC),libutf8proc) \
+             $(if $(HAVE_XXHASH),libxxhash) $(if $(HAVE_HWLOC),hwloc)
 LIB_CF    := $(shell $(PKG) --cflags jansson $(LIB_PKGS) 2>/dev/null) \
-             $(if $(HAVE_PCRE2),-DHAVE_PCRE2) $(if $(HAVE_UTF8PROC),-DHAVE_UTF8PROC)
+             $(if $(HAVE_PCRE2),-DHAVE_PCRE2) $(if $(HAVE_UTF8PROC),-DHAVE_UTF8PROC) \
+             $(if $(HAVE_XXHASH),-DHAVE_XXHASH) $(if $(HAVE_HWLOC),-DHAVE_HWLOC)
 LIB_LD    := $(or $(shell $(PKG) --libs jansson $(LIB_PKGS) 2>/dev/null),-ljansson)
 TOOL_CF   := $(if $(HAVE_EDIT),-DHAVE_EDIT $(shell $(PKG) --cflags libedit))
 TOOL_LD   := $(if $(HAVE_EDIT),$(shell $(PKG) --libs libedit))
@@ -76,33 +82,55 @@ HARDEN ?= -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
 HARDEN := $(HARDEN)
 
 ALL_CF    = -std=c17 -D_GNU_SOURCE -I. $(WARN) $(OPT) $(HARDEN) -g -fno-math-errno -fno-trapping-math \
-            -ffp-contract=off -fPIC -fvisibility=hidden $(OMP_CF) $(SAN) $(LIB_CF) $(CFLAGS)
+            -ffp-contract=off -fPIC -fvisibility=hidden $(OMP_CF) $(SAN) $(LIB_CF) $(CFLAGS) \
+            $(LEVEL_CF) $(if $(EMULATE),-DDSV4_EMULATE -Itests -Wno-psabi)
 ALL_LD    = $(OPT) $(SAN) $(LDFLAGS) $(SAFE_LD)
 ALL_LIBS  = $(LIB_LD) $(OMP_LD) -lm -lpthread
 
 # ---------------------------------------------------------------- sources
-# A new file is found by itself. The levels of simd/ get compiler flags of their own, a folder each, from
-# simd/isa.def as soon as there is more than the scalar one: that is the place for them, not ALL_CF.
-LIB_SRC  := $(wildcard src/*/*.c simd/*.c simd/*/*.c quant/*.c)
+# A new file is found by itself. The levels of simd/, a folder each, get compiler flags of their own from
+# simd/isa.def; folders of other architectures are left out.
+LEVELS   := $(shell sed -n 's/^ISA.\([a-z0-9]*\), $(ARCH_NAME), .*/\1/p' simd/isa.def)
+OTHER_LEVELS := $(filter-out $(LEVELS),$(shell sed -n 's/^ISA.\([a-z0-9]*\),.*/\1/p' simd/isa.def))
+LIB_SRC  := $(wildcard $(filter-out src/server/%,$(wildcard src/*/*.c)) simd/*.c quant/*.c \
+              $(patsubst %,simd/%/*.c,scalar $(LEVELS)))
 LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o)
+# make emulated: those levels are compiled without their instructions, against an emulation.
+EMULATE  ?=
+level_cf  = $(filter-out $(if $(EMULATE),-mavx512% -mamx%),$(shell sed -n 's/^ISA.$(1), $(ARCH_NAME), "\([^"]*\)".*/\1/p' simd/isa.def))
+$(foreach l,$(LEVELS),$(eval $(B)/simd/$(l)/%.o $(B)/headers/simd/$(l)/%.ok: LEVEL_CF := $(call level_cf,$(l))))
 
 # tools/dsv4.c and each tools/dsv4-NAME.c is a program; the other files there serve all of them.
-MAIN_SRC := $(wildcard tools/dsv4.c tools/dsv4-*.c)
+MAIN_SRC := $(filter-out $(if $(HAVE_MHD),,tools/dsv4-server.c),$(wildcard tools/dsv4.c tools/dsv4-*.c))
 PROGRAMS := $(MAIN_SRC:tools/%.c=$(B)/%)
-TOOL_SRC := $(filter-out $(MAIN_SRC),$(wildcard tools/*.c))
+TOOL_SRC := $(filter-out tools/dsv4-%,$(filter-out tools/dsv4.c,$(wildcard tools/*.c)))
 TOOL_OBJ := $(TOOL_SRC:%.c=$(B)/%.o)
+
+# dsv4-server stands on an archive of its own, so that nothing else needs the HTTP library. The files of
+# its page become arrays of bytes.
+PAGE_SRC   := $(wildcard src/server/page/*)
+SERVER_SRC := $(if $(HAVE_MHD),$(wildcard src/server/*.c))
+SERVER_OBJ := $(SERVER_SRC:%.c=$(B)/%.o) $(if $(HAVE_MHD),$(PAGE_SRC:%=$(B)/%.o))
+MHD_LD      = $(shell $(PKG) --libs libmicrohttpd)
 
 # tests/check_NAME.c: a test program (Check). tests/fuzz_NAME.c: a fuzz target, of which the ordinary
 # build makes replay_NAME, that runs it over tests/corpus/NAME. tests/test_NAME.sh: a test of programs
 # or of the build itself. The other .c files there serve all test programs.
-CHECK_SRC := $(wildcard tests/check_*.c)
-FUZZ_SRC  := $(filter-out tests/fuzz_main.c,$(wildcard tests/fuzz_*.c))
+CHECK_SRC := $(filter-out $(if $(HAVE_MHD),,tests/check_server.c),$(wildcard tests/check_*.c))
+FUZZ_SRC  := $(filter-out tests/fuzz_main.c $(if $(HAVE_MHD),,tests/fuzz_server.c),$(wildcard tests/fuzz_*.c))
 TESTS     := $(CHECK_SRC:tests/%.c=$(B)/tests/%)
 REPLAYS   := $(FUZZ_SRC:tests/fuzz_%.c=$(B)/tests/replay_%)
 FUZZERS   := $(FUZZ_SRC:tests/%.c=$(B)/tests/%)
-TEST_SRC  := $(filter-out $(CHECK_SRC) $(FUZZ_SRC) tests/fuzz_main.c,$(wildcard tests/*.c))
+TEST_SRC  := $(filter-out $(CHECK_SRC) $(FUZZ_SRC) tests/fuzz_main.c,$(wildcard tests/*.c)) \
+         $(KERNEL_SRC:tests/checkkernels/%.c=$(B)/tests/kernels/%.d)
 TEST_OBJ  := $(TEST_SRC:%.c=$(B)/%.o)
 TEST_SH   ?= $(wildcard tests/test_*.sh)
+
+# tests/checkkernels: one program of simd/ and quant/ alone, so that it can be built for any architecture.
+KERNEL_SRC  := $(wildcard tests/checkkernels/*.c)
+KERNEL_OBJ  := $(KERNEL_SRC:tests/checkkernels/%.c=$(B)/tests/kernels/%.o) \
+               $(filter $(B)/simd/% $(B)/quant/%,$(LIB_OBJ))
+KERNEL_TEST := $(B)/tests/checkkernels
 
 # The tools and tests link the plain objects: they use names that the library keeps to itself.
 INNER := $(if $(TOOL_OBJ),$(B)/libtools.a) $(B)/libinner.a
@@ -112,7 +140,7 @@ INNER := $(if $(TOOL_OBJ),$(B)/libtools.a) $(B)/libinner.a
 .SECONDARY:
 .PHONY: FORCE all lib programs tests replays fuzzers help info clean format format-check layers hdr-check \
         deps deps-test deps-dev demo check check-only check-long clang asan ubsan tsan valgrind \
-        fuzz bench install uninstall
+        check-arm check-v1 emulated fuzz bench bench-kernels install uninstall
 
 all: programs lib ; @:
 
@@ -148,6 +176,11 @@ $(B)/tests/%.o: tests/%.c $(B)/flags
 	$(call say,CC $<)
 	$(Q)$(CC) $(ALL_CF) $(CHECK_CF) $(if $(filter tests/fuzz_%,$<),-Wno-missing-prototypes) -MMD -MP -c -o $@ $<
 
+$(B)/tests/kernels/%.o: tests/checkkernels/%.c $(B)/flags
+	@mkdir -p $(@D)
+	$(call say,CC $<)
+	$(Q)$(CC) $(ALL_CF) -MMD -MP -c -o $@ $<
+
 $(B)/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	$(call say,CC $<)
@@ -161,6 +194,24 @@ $(B)/lib%.a:
 $(B)/libinner.a: $(LIB_OBJ) $(B)/link
 $(B)/libtools.a: $(TOOL_OBJ) $(B)/link
 $(B)/libtests.a: $(TEST_OBJ) $(B)/link
+$(B)/libserver.a: $(SERVER_OBJ) $(B)/link
+
+# page/chat.js -> page_js, page_js_len
+$(B)/src/server/page/%.c: src/server/page/%
+	@mkdir -p $(@D)
+	@{ n=page_$(subst .,_,$(suffix $<)); n=page_$${n#page__}; \
+	    printf '\043include <stddef.h>\nextern const unsigned char %s[];\nextern const size_t %s_len;\n' $$n $$n; \
+	    printf 'const unsigned char %s[] = {\n' $$n; \
+	    od -An -v -tx1 $< | sed 's/ \([0-9a-f][0-9a-f]\)/0x\1,/g'; \
+	    printf '};\nconst size_t %s_len = sizeof %s;\n' $$n $$n; } >$@
+$(B)/src/server/page/%.o: $(B)/src/server/page/%.c
+	$(call say,CC $<)
+	$(Q)$(CC) $(ALL_CF) -c -o $@ $<
+.PRECIOUS: $(B)/src/server/page/%.c
+
+WITH_SERVER := $(addprefix $(B)/,dsv4-server tests/check_server tests/replay_server tests/fuzz_server)
+$(WITH_SERVER): TOOL_LD := $(B)/libserver.a $(B)/libinner.a $(TOOL_LD) $(if $(HAVE_MHD),$(MHD_LD))
+$(WITH_SERVER): $(B)/libserver.a
 
 $(PROGRAMS): $(B)/%: $(B)/tools/%.o $(INNER) $(B)/link
 	$(call say,LD $@)
@@ -214,7 +265,7 @@ check: deps-test
 check-only: export CK_TIMEOUT_MULTIPLIER = $(if $(SAN),20,5)
 check-only: export CHECK_QUICK = $(if $(SAN),1)
 check-only: programs tests replays
-	@BUILD=$(B) CC='$(CC)' tests/run.sh $(TESTS) $(REPLAYS) $(TEST_SH)
+	@BUILD=$(B) CC='$(CC)' tests/run.sh $(KERNEL_TEST) $(TESTS) $(REPLAYS) $(TEST_SH)
 
 # What takes too long for every change: the slow cases, all sanitizers, half an hour of fuzzing a target.
 check-long: deps-dev
@@ -225,19 +276,24 @@ check-long: deps-dev
 	@$(MAKE_ALL) valgrind
 	@$(MAKE_ALL) fuzz TIME=1800
 
-tests: $(TESTS) ; @:
+tests: $(TESTS) $(KERNEL_TEST) ; @:
 replays: $(REPLAYS) ; @:
 
 $(TESTS): $(B)/tests/%: $(B)/tests/%.o $(if $(TEST_OBJ),$(B)/libtests.a) $(INNER) $(B)/link
 	$(call say,LD $@)
 	$(Q)$(CC) $(ALL_LD) -o $@ $(filter %.o %.a,$^) $(CHECK_LD) $(TOOL_LD) $(ALL_LIBS)
 
+$(KERNEL_TEST): $(KERNEL_OBJ) $(B)/link
+	$(call say,LD $@)
+	$(Q)$(CC) $(ALL_LD) -o $@ $(filter %.o,$^) $(OMP_LD) -lm
+
 $(REPLAYS): $(B)/tests/replay_%: $(B)/tests/fuzz_%.o $(B)/tests/fuzz_main.o $(INNER) $(B)/link
 	$(call say,LD $@)
 	$(Q)$(CC) $(ALL_LD) -o $@ $(filter %.o %.a,$^) $(TOOL_LD) $(ALL_LIBS)
 
-# ---- the same tests, looked at harder, each in a variant of its own. Tests of the build are left out.
-BUILD_TESTS := tests/test_build.sh
+# ---- the same tests, looked at harder, each in a variant of its own. Tests of the build and those that talk
+# to a server through Python are left out.
+BUILD_TESTS := tests/test_build.sh tests/test_page.sh tests/test_server.sh
 variant = +@$(MAKE_ALL) VARIANT=$(1) TEST_SH='$(filter-out $(BUILD_TESTS),$(TEST_SH))' HARDEN=
 STRICT := -fno-sanitize-recover=all -fno-omit-frame-pointer
 # More than what the standard calls undefined: values that change in a conversion, bounds of local arrays.
@@ -256,16 +312,34 @@ ubsan:
 
 # clang, because its OpenMP tells ThreadSanitizer (through libarcher, which lies beside it) what waits for
 # what; gcc's does not. Only the tests that have threads.
-THREADED := system session golden
+THREADED := system topology session golden
 tsan: export TSAN_OPTIONS = ignore_noninstrumented_modules=1 halt_on_error=1
 tsan:
-	$(call variant,tsan) CC=$(CLANG) OPT=-O1 SAN=-fsanitize=thread TEST_SH= REPLAYS= \
+	$(call variant,tsan) CC=$(CLANG) OPT=-O1 SAN=-fsanitize=thread TEST_SH= REPLAYS= KERNEL_TEST= \
 	    TESTS='$(THREADED:%=build/tsan/tests/check_%)' check-only
 
 valgrind: programs
 	valgrind --quiet --error-exitcode=9 --leak-check=full --show-leak-kinds=definite,indirect \
 	    --errors-for-leak-kinds=definite \
 	    $(B)/dsv4 --threads 2 -n 8 --greedy "$(QUESTION)"
+
+# ---- the kernels of other CPUs, in an emulator: arm cores without and with the newer instructions, and the
+# oldest x86-64.
+CROSS ?= aarch64-linux-gnu-
+check-arm:
+	+@$(MAKE_ALL) VARIANT=arm CC=$(CROSS)gcc ARCH=aarch64 OS=Linux LDFLAGS='$(LDFLAGS) -static' \
+	    build/arm/tests/checkkernels
+	qemu-aarch64 -cpu cortex-a53 build/arm/tests/checkkernels --quick --best neon
+	qemu-aarch64 -cpu cortex-a76 build/arm/tests/checkkernels --quick --best dotprod --level dotprod
+	qemu-aarch64 -cpu max build/arm/tests/checkkernels --quick --best i8mm --level i8mm
+
+# The kernels of AVX-512 and AMX on any x86-64: their instructions as functions (tests/emulate; SIMDe).
+emulated:
+	+@$(MAKE_ALL) VARIANT=emulated EMULATE=yes build/emulated/tests/checkkernels
+	build/emulated/tests/checkkernels --quick
+
+check-v1: $(KERNEL_TEST)
+	qemu-x86_64 -cpu qemu64 $(KERNEL_TEST) --quick --best scalar
 
 # ---- fuzzing: TIME seconds for each target, FUZZ='fuzz_a fuzz_b' for some of them only.
 fuzz:
@@ -282,7 +356,7 @@ $(FUZZERS): $(B)/tests/%: $(B)/tests/%.o $(INNER) $(B)/link
 # ---------------------------------------------------------------- checks of the source itself
 SOURCES   := $(shell find src simd quant tools tests -name '*.[ch]' 2>/dev/null | sort)
 FORMATTED := $(filter-out %_table.c,$(SOURCES))
-HEADERS   := $(filter %.h,$(SOURCES))
+HEADERS   := $(filter-out tests/emulate/% $(patsubst %,simd/%/%,$(OTHER_LEVELS)),$(filter %.h,$(SOURCES)))
 
 layers:
 	@tests/layers.sh
@@ -313,6 +387,9 @@ $(B)/headers/c++.ok: src/dsv4.h $(B)/flags
 # ---------------------------------------------------------------- measuring
 bench: programs
 	@BUILD=$(B) tests/bench.sh
+
+bench-kernels: $(KERNEL_TEST)
+	@$(KERNEL_TEST) --bench
 
 # ---------------------------------------------------------------- install
 BIN   = $(DESTDIR)$(PREFIX)/bin
@@ -357,7 +434,10 @@ info:
 	@echo "jansson    $(or $(shell $(PKG) --modversion jansson 2>/dev/null),MISSING: needed for everything)"
 	@echo "PCRE2      $(or $(shell $(PKG) --modversion libpcre2-8 2>/dev/null),no: tokenizers with unknown split patterns are refused)"
 	@echo "utf8proc   $(or $(shell $(PKG) --modversion libutf8proc 2>/dev/null),no: V4.1 models are refused)"
+	@echo "xxHash     $(or $(shell $(PKG) --modversion libxxhash 2>/dev/null),no: sequences cannot be saved)"
+	@echo "hwloc      $(or $(shell $(PKG) --modversion hwloc 2>/dev/null),no: dsv4 topology --synthetic is refused)"
 	@echo "libedit    $(or $(shell $(PKG) --modversion libedit 2>/dev/null),no: the prompt of dsv4 chat has no history and no editing keys)"
+	@echo "libmicrohttpd $(or $(shell $(PKG) --modversion libmicrohttpd 2>/dev/null),no: dsv4-server is not built)"
 	@echo "Check      $(or $(shell $(PKG) --modversion check 2>/dev/null),no: make check needs it)"
 	@echo "clang      $(or $(shell $(CLANG) --version 2>/dev/null | head -n 1),no: make tsan; ubsan and fuzz need it)"
 	@echo "sources    $(words $(LIB_SRC)) files in the library and $(words $(MAIN_SRC) $(TOOL_SRC)) in the programs"
@@ -371,11 +451,12 @@ help:
 	@echo "make deps           only install what building needs (deps-test, deps-dev: testing, developing)"
 	@echo "make asan           the tests with AddressSanitizer and UBSan; also ubsan, tsan, valgrind, clang"
 	@echo "make fuzz           each fuzz target for TIME=60 seconds"
-	@echo "make bench          speed of the embedded model and of the tokenizer"
+	@echo "make check-arm      the kernels for arm, cross-built and run by qemu; check-v1: on the oldest x86-64"
+	@echo "make bench          speed of the embedded model and of the tokenizer; bench-kernels: of every kernel"
 	@echo "make layers         includes point down only; hdr-check: headers compile alone"
 	@echo "make format         clang-format; format-check only looks"
 	@echo "make info           compiler, libraries found, flags"
 	@echo "make clean          remove build/"
 	@echo "DEPS=no only checks what is installed; V=1 shows commands; CC=clang another compiler"
 
--include $(patsubst %.c,$(B)/%.d,$(LIB_SRC) $(MAIN_SRC) $(TOOL_SRC) $(wildcard tests/*.c))
+-include $(patsubst %.c,$(B)/%.d,$(LIB_SRC) $(SERVER_SRC) $(MAIN_SRC) $(TOOL_SRC) $(wildcard tests/*.c))

@@ -1,4 +1,4 @@
-/* quant.h - encoding: from floats to the formats of caches (rows of simd.h). Decoding is a kernel. */
+/* quant.h - encoding: rows of the caches from floats, panels from plain weights. Decoding is a kernel. */
 #ifndef DSV4_QUANT_H
 #define DSV4_QUANT_H
 
@@ -14,5 +14,26 @@ void row_round(const struct kernels *k, float *x, struct rshape s);
 
 /* Walsh-Hadamard transform in natural order, times n^-1/2; n is a power of two. */
 void hadamard(float *x, size_t n);
+
+/* ------------------------------------------------------------------ panels (panel.c; drawn in simd.h) */
+
+/* Whether a plain matrix can become panels: format, cols, blocks. */
+bool panel_fits(const struct wmat *plain);
+
+/* The first `rows` rows of `plain` as panels: everything but codes and scales (NULL), of which
+ * panel_count() times code_ld and scale_ld bytes are needed. */
+struct wmat panel_shape(const struct wmat *plain, size_t rows);
+size_t panel_count(const struct wmat *w);
+
+/* Rows row .. row + 16 (as many as there are) of a plain matrix -> one panel: code_ld bytes of codes,
+ * scale_ld of scales. row is a multiple of 16. */
+void panel_pack(uint8_t *codes, uint8_t *scales, const struct wmat *plain, size_t row);
+
+/* Whether n bytes (a multiple of 8) hold an e4m3 NaN. */
+bool e4m3_has_nan(const uint8_t *code, size_t n);
+
+/* A panel -> its plain rows at distance code_ld and scale_ld. E4M3: one row of scales. */
+void panel_unpack(uint8_t *codes, size_t code_ld, uint8_t *scales, size_t scale_ld,
+                  const struct wmat *w, size_t panel);
 
 #endif

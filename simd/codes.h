@@ -92,4 +92,10 @@ static inline uint8_t e8m0_ceil(float x)
     return (uint8_t)(e > 254 ? 254 : e);
 }
 
+/* Where column c lies when every 8 columns are in the order 0,2,4,6,1,3,5,7. */
+static inline size_t octet_place(size_t c)
+{
+    return (c & ~(size_t)7) | (c & 1) << 2 | (c >> 1 & 3);
+}
+
 #endif

@@ -1,6 +1,9 @@
 /* Which kernels this CPU gets, and the few facts about formats that every level shares. */
 #include "simd/codes.h"
+#include "simd/cpu.h"
 #include "simd/simd.h"
+
+#include <string.h>
 
 const float e2m1_value[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                               -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
@@ -25,8 +28,15 @@ const float e4m3_value[256] = {E4M3_HALF(1.0f), E4M3_HALF(-1.0f)};
 /* ORDER FORMATS */
 const char *wformat_name(enum wformat f)
 {
-    static const char *const name[N_WFORMATS] = {"f32", "f16", "bf16", "e4m3", "e2m1"};
+    static const char *const name[N_WFORMATS] = {"f32", "f16", "bf16", "e4m3", "e2m1", "q8", "q4"};
     return f < N_WFORMATS ? name[f] : "?";
+}
+
+/* ORDER FORMATS */
+size_t wformat_row_bytes(enum wformat f, size_t cols)
+{
+    static const uint8_t half_bytes[N_WFORMATS] = {8, 4, 4, 2, 1, 2, 1};
+    return cols * half_bytes[f] / 2;
 }
 
 /* ORDER ROWS */
@@ -44,7 +54,77 @@ size_t row_bytes(struct rshape s)
     return 0;
 }
 
-void kernels_init(struct kernels *k)
+/* ------------------------------------------------------------------ levels */
+
+struct level {
+    const char *name;
+    uint32_t needs;
+    void (*init)(struct kernels *);
+};
+
+#if defined(__x86_64__)
+#define ARCH_x86_64(...) __VA_ARGS__
+#define ARCH_aarch64(...)
+#elif defined(__aarch64__)
+#define ARCH_x86_64(...)
+#define ARCH_aarch64(...) __VA_ARGS__
+#else
+#define ARCH_x86_64(...)
+#define ARCH_aarch64(...)
+#endif
+
+#define ISA(level, arch, flags, needs) ARCH_##arch(void init_##level(struct kernels *);)
+#include "simd/isa.def"
+#undef ISA
+
+/* Tests run levels that few machines have through an emulation of their instructions (make emulated). */
+#ifdef DSV4_EMULATE
+enum { EMULATED = CPU_AVX512 | CPU_AVX512VNNI | CPU_AMX };
+#define LEVEL_NAME(level, needs) ((needs)&EMULATED ? level "-emulated" : level)
+#else
+enum { EMULATED = 0 };
+#define LEVEL_NAME(level, needs) level
+#endif
+
+static const struct level levels[] = {
+    {"scalar", 0, kernels_init_scalar},
+#define ISA(level, arch, flags, needs) \
+    ARCH_##arch({LEVEL_NAME(#level, needs), (needs) & ~(unsigned)EMULATED, init_##level}, )
+#include "simd/isa.def"
+#undef ISA
+};
+
+enum { N_LEVELS = sizeof levels / sizeof *levels };
+
+static bool has(uint32_t features, uint32_t needs)
 {
-    kernels_init_scalar(k);
+    return (features & needs) == needs;
+}
+
+const char *kernels_level(size_t i, bool *available)
+{
+    if (i >= N_LEVELS)
+        return NULL;
+    *available = has(cpu_features(), levels[i].needs);
+    return levels[i].name;
+}
+
+bool kernels_init(struct kernels *k, const char *level)
+{
+    uint32_t features = cpu_features();
+    size_t top = N_LEVELS;
+    if (level && *level) {
+        size_t i = 0;
+        while (i < N_LEVELS && strcmp(level, levels[i].name) != 0)
+            i++;
+        if (i == N_LEVELS || !has(features, levels[i].needs))
+            return false;
+        top = i + 1;
+    }
+    for (size_t i = 0; i < top; i++)
+        if (has(features, levels[i].needs)) {
+            levels[i].init(k);
+            k->level = levels[i].name;
+        }
+    return true;
 }

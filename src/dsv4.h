@@ -173,6 +173,55 @@ DSV4_API void dsv4_parser_close(dsv4_parser *p);
 DSV4_API int dsv4_parse_strict(dsv4_dialect dialect, const char *text, size_t len, bool thinking,
                                char **json, dsv4_err *err);
 
+/* ------------------------------------------------------------------ constrained decoding
+ * docs/grammar.md: notation, supported keywords, what is narrowed, limits. */
+
+/* Which texts a model may write. Never changes; may be shared by threads; belongs to the tokenizer,
+ * which must outlive it. What cannot be enforced, or is too large, is DSV4_REFUSED with its place. */
+typedef struct dsv4_grammar dsv4_grammar;
+
+/* GBNF, the notation of llama.cpp; the rule `root` is the text. */
+DSV4_API int dsv4_grammar_open(dsv4_grammar **out, const dsv4_tokenizer *t, const char *text,
+                               size_t len, dsv4_err *err);
+
+/* One JSON value that is valid under a JSON Schema (draft 2020-12, the part that docs/grammar.md lists).
+ * Schema NULL or empty: any JSON object. */
+DSV4_API int dsv4_grammar_json_schema(dsv4_grammar **out, const dsv4_tokenizer *t,
+                                      const char *schema, size_t len, dsv4_err *err);
+
+typedef enum dsv4_tool_mode {
+    DSV4_TOOLS_AUTO,     /* free text, perhaps with </think> in it; once a block opens, calls */
+    DSV4_TOOLS_REQUIRED, /* calls: begins a block, or inside one (render option open_block) */
+    DSV4_TOOLS_NAMED,    /* likewise, of the tool `name` alone */
+} dsv4_tool_mode;
+
+/* What a model may write that was given these tools (a JSON list as in chat-completion requests, or of
+ * the function objects alone): calls in the dialect's block whose arguments fit the schemas; with
+ * `parallel` up to 128, otherwise one. */
+DSV4_API int dsv4_grammar_tools(dsv4_grammar **out, const dsv4_tokenizer *t, dsv4_dialect dialect,
+                                const char *tools_json, size_t len, dsv4_tool_mode mode,
+                                const char *name, bool parallel, dsv4_err *err);
+DSV4_API void dsv4_grammar_close(dsv4_grammar *g);
+
+/* Where one text stands in its grammar. One thread at a time; the grammar must outlive it. */
+typedef struct dsv4_matcher dsv4_matcher;
+
+DSV4_API int dsv4_matcher_open(dsv4_matcher **out, const dsv4_grammar *g, dsv4_err *err);
+DSV4_API int dsv4_matcher_clone(dsv4_matcher **out, const dsv4_matcher *m, dsv4_err *err);
+DSV4_API void dsv4_matcher_close(dsv4_matcher *m);
+
+/* The tokens that may follow: bit id % 32 of bits[id / 32] for all ids below `vocab` (the width of a row
+ * of logits, dsv4_engine_vocab), so (vocab + 31) / 32 words are written. The end-of-sentence token when
+ * the text may end here; other control tokens only where the grammar names them. DSV4_FAILED: none. */
+DSV4_API int dsv4_matcher_mask(dsv4_matcher *m, uint32_t *bits, size_t vocab, dsv4_err *err);
+
+/* Goes on behind a token. DSV4_REFUSED: it does not fit; nothing has changed then. */
+DSV4_API int dsv4_matcher_accept(dsv4_matcher *m, int32_t token, dsv4_err *err);
+
+/* The text may end here; nothing but its end may follow. */
+DSV4_API bool dsv4_matcher_may_end(const dsv4_matcher *m);
+DSV4_API bool dsv4_matcher_done(const dsv4_matcher *m);
+
 /* ------------------------------------------------------------------ engine */
 
 typedef struct dsv4_engine dsv4_engine;
@@ -187,11 +236,17 @@ typedef struct dsv4_options {
     uint32_t batch;      /* rows of one step; default 256 */
     uint32_t sequences;  /* sequences that memory is planned for; default 1 */
     uint32_t rewind;     /* tokens that dsv4_seq_rewind can always take back; default 64 */
-    uint32_t threads;    /* default: one for each core this process may use */
+    uint32_t threads;    /* default: one for each core this process may use; slow ones only where
+                              they help, no more than a container's quota of whole CPUs */
+    const char *cpus;    /* "0-7,16": threads run on these and no others; default: all allowed */
+    const char *numa;    /* default "auto": weights are cut by NUMA node, each part in the memory of
+                              its node and read by its threads; "off": one memory; "0-1": these */
     uint64_t max_memory; /* bytes the engine may plan with; default: what the machine has free */
     bool paged; /* accept weights larger than memory: they are read from disk again and again */
     bool no_cache_quant; /* caches in f32 instead of the trained fp8/fp4 (for comparisons) */
-    bool exact;          /* activations in f32 everywhere; every kernel of today does that */
+    bool exact;          /* activations in f32 everywhere. Otherwise those of 4- and 8-bit integer
+                              and fp4 weights are rounded to 8 bits per 32 values, and in rows whose
+                              logits are not wanted those of fp8 weights to 12 */
     dsv4_progress_fn progress;
     void *progress_arg;
 } dsv4_options;
@@ -227,9 +282,42 @@ DSV4_API size_t dsv4_seq_len(const dsv4_seq *s);
 DSV4_API const int32_t *dsv4_seq_tokens(const dsv4_seq *s); /* dsv4_seq_len of them */
 
 /* Takes tokens back until `len` are left: what follows is computed as if they had never been.
- * Possible down to dsv4_seq_rewind_floor() and to 0; otherwise DSV4_FAILED. */
+ * Possible down to dsv4_seq_rewind_floor(), to 0, and to the savepoints in between, which a sequence
+ * makes by itself at wide distances (3 % of its caches at most); otherwise DSV4_FAILED. */
 DSV4_API int dsv4_seq_rewind(dsv4_seq *s, size_t len, dsv4_err *err);
 DSV4_API size_t dsv4_seq_rewind_floor(const dsv4_seq *s);
+
+/* The largest L <= len that dsv4_seq_rewind and dsv4_seq_fork can deliver: len - L tokens have to be
+ * computed again. */
+DSV4_API size_t dsv4_seq_reusable(const dsv4_seq *s, size_t len);
+
+/* Makes a savepoint here, at dsv4_seq_len(): for places that will be returned to, like the end of a
+ * prompt. Costs up to a window and a group of every layer (dsv4_seq_bytes tells), and lasts until
+ * the sequence is rewound below it. */
+DSV4_API int dsv4_seq_mark(dsv4_seq *s, dsv4_err *err);
+
+/* A second sequence with the same first `len` tokens; possible where dsv4_seq_rewind would be. The
+ * two share what they have in common (compressed entries, index keys, savepoints) until one writes
+ * there; window, open groups and token ids are copied. They may be closed in any order. */
+DSV4_API int dsv4_seq_fork(dsv4_seq **out, const dsv4_seq *from, size_t len, dsv4_err *err);
+
+/* Memory of a sequence. Of what n sequences share, each counts one n-th: the sum over all sequences is
+ * what they take together, and closing one frees at most this. */
+DSV4_API uint64_t dsv4_seq_bytes(const dsv4_seq *s);
+
+/* Snapshots (docs/snapshots.md): a sequence in a file, tokens and caches. Written aside and renamed,
+ * so that the old file or the new one is there, never a mixture; everything in it is covered by
+ * checksums. Neither needs a second copy of the caches in memory. DSV4_FAILED where xxHash was not
+ * there at build time. */
+DSV4_API int dsv4_seq_save(const dsv4_seq *s, const char *file, dsv4_err *err);
+
+/* Going on gives the same bits as never having stopped. DSV4_REFUSED: not a snapshot, damaged, of
+ * another model, of other cache formats; DSV4_FAILED: longer than the context of this engine. */
+DSV4_API int dsv4_seq_load(dsv4_seq **out, dsv4_engine *e, const char *file, dsv4_err *err);
+
+/* The token ids of a snapshot, *n of them, malloc'ed; reads no further than them. For an index over
+ * a directory: which model it belongs to is not looked at. */
+DSV4_API int dsv4_snapshot_tokens(const char *file, int32_t **ids, size_t *n, dsv4_err *err);
 
 typedef struct dsv4_row {
     dsv4_seq *seq; /* the token is appended to this sequence */
@@ -239,8 +327,8 @@ typedef struct dsv4_row {
 
 /* Appends n tokens to their sequences, any mix of sequences in any order, any n; logits
  * [rows with .logits][vocab] in row order (may be NULL when there are none). On failure no
- * sequence has changed its length. The same tokens give the same logits however they are grouped:
- * bit for bit up to 17 rows and for any number of threads, within rounding otherwise. */
+ * sequence has changed its length. The same rows give the same logits however they are grouped into
+ * calls and for any number of threads, bit for bit. */
 DSV4_API int dsv4_eval(dsv4_engine *e, const dsv4_row *rows, size_t n, float *logits,
                        dsv4_err *err);
 
@@ -283,6 +371,10 @@ DSV4_API void dsv4_sampler_accept(dsv4_sampler *s, int32_t token);
 /* Picks a token. `top` (may be NULL) receives the n_top most likely tokens, best first. */
 DSV4_API dsv4_logprob dsv4_sample(dsv4_sampler *s, const float *logits, dsv4_logprob *top,
                                   size_t n_top);
+/* The same among the tokens whose bit is set in `allow` (dsv4_matcher_mask; NULL: all). Probabilities
+ * stay those of the whole distribution. */
+DSV4_API dsv4_logprob dsv4_sample_masked(dsv4_sampler *s, const float *logits,
+                                         const uint32_t *allow, dsv4_logprob *top, size_t n_top);
 
 typedef enum dsv4_stop {
     DSV4_STOP_EOS,
@@ -306,8 +398,10 @@ typedef struct dsv4_generate_options {
     size_t max_tokens;        /* 0: until the context is full */
     const char *const *stops; /* stop strings, may lie across tokens; not part of the text */
     size_t n_stops;
-    bool ignore_eos;
-    size_t n_top;                                        /* log-probabilities wanted per token */
+    bool ignore_eos;             /* not where a grammar ends */
+    const dsv4_grammar *grammar; /* what may be generated; NULL: anything */
+    int32_t grammar_after;       /* not 0: only behind this token (</think>) */
+    size_t n_top;                /* log-probabilities wanted per token */
     bool (*prefilled)(void *arg, size_t done, size_t n); /* may be NULL; true stops */
     dsv4_token_fn token;                                 /* may be NULL */
     void *arg;
@@ -322,6 +416,62 @@ typedef struct dsv4_generated {
 /* Appends ids[0..n) to the sequence and continues it. */
 DSV4_API int dsv4_generate(dsv4_engine *e, dsv4_seq *s, const int32_t *ids, size_t n,
                            const dsv4_generate_options *opt, dsv4_generated *out, dsv4_err *err);
+
+/* ------------------------------------------------------------------ measuring
+ * What a machine can do with a model whose weights are not there: engines with made-up weights. */
+
+typedef enum dsv4_format {
+    DSV4_FORMAT_OFFICIAL, /* what the release has: mxfp4 experts, the rest e4m3 */
+    DSV4_MXFP4,
+    DSV4_Q4,
+    DSV4_Q8,
+    DSV4_E4M3,
+    DSV4_BF16,
+} dsv4_format;
+
+/* A part of a model that fits into memory and whose layers still are those of the model, byte for byte.
+ * Zero: as the config has it. */
+typedef struct dsv4_slice {
+    const uint32_t *layers; /* n_layers of the config's, ascending; NULL: the first n_layers */
+    uint32_t n_layers;
+    uint32_t experts; /* a layer that there are to choose from */
+    uint32_t held;    /* of them, that have weights of their own; the others share theirs */
+    uint32_t vocab;
+    dsv4_format expert_format; /* of routed experts */
+    dsv4_format
+        dense_format; /* of all other large matrices but embedding, head, router, compressors */
+} dsv4_slice;
+
+/* An engine for the text of a config.json, with random weights and without a tokenizer: for dsv4_eval
+ * and what is below, not for text. slice and opt may be NULL. DSV4_REFUSED: the config; DSV4_USAGE: a slice
+ * it does not have; DSV4_NO_MEMORY: does not fit. */
+DSV4_API int dsv4_open_synthetic(dsv4_engine **out, const char *config, size_t len,
+                                 const dsv4_slice *slice, const dsv4_options *opt, dsv4_err *err);
+
+/* Its memory plan as dsv4_plan has it, without making any weight, and what every layer is, reads and
+ * computes. */
+DSV4_API int dsv4_plan_synthetic(const char *config, size_t len, const dsv4_slice *slice,
+                                 const dsv4_options *opt, char **json, dsv4_err *err);
+
+/* The sequence becomes one of `len` random tokens with random caches, as if they had been computed. Only
+ * for synthetic engines (DSV4_USAGE). */
+DSV4_API int dsv4_seq_pretend(dsv4_seq *s, size_t len, dsv4_err *err);
+
+/* Where the time of dsv4_eval went since dsv4_timings_reset, as one of the threads saw it, as JSON text:
+ *   {"steps", "rows", "seconds", "operators": [names], "layers": [[seconds of each operator], ...]}
+ * The last list is for what belongs to no layer. Only for synthetic engines (DSV4_USAGE). */
+DSV4_API int dsv4_timings(const dsv4_engine *e, char **json, dsv4_err *err);
+DSV4_API void dsv4_timings_reset(dsv4_engine *e);
+
+/* What the threads of an engine with these options can do at most, all together. */
+typedef struct dsv4_roof {
+    double read, copy; /* bytes a second, from and to memory; copied bytes count once */
+    double int8, f32;  /* multiply-adds a second, from registers; 0: not known for these kernels */
+    uint64_t bytes;    /* that were read */
+} dsv4_roof;
+
+/* Takes about `seconds`. */
+DSV4_API int dsv4_roofs(const dsv4_options *opt, double seconds, dsv4_roof *out, dsv4_err *err);
 
 #ifdef __cplusplus
 }

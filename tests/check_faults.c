@@ -612,6 +612,61 @@ static int run_save(struct run *r, dsv4_err *err)
 
 /* ------------------------------------------------------------------ the suite */
 
+/* ------------------------------------------------------------------ constrained decoding */
+
+/* Masks along a text; the tokens are the first ones that fit. */
+static int match(struct run *r, const dsv4_grammar *g, size_t vocab, dsv4_err *err)
+{
+    uint32_t bits[64];
+    dsv4_matcher *m = NULL, *copy = NULL;
+    int rc = vocab > 32 * 64 ? DSV4_FAILED : dsv4_matcher_open(&m, g, err);
+    for (int i = 0; i < 12 && rc == 0 && !dsv4_matcher_done(m); i++) {
+        rc = dsv4_matcher_mask(m, bits, vocab, err);
+        int32_t id = 0;
+        while (rc == 0 && !(bits[id / 32] >> id % 32 & 1))
+            id++;
+        if (rc == 0)
+            digest(r, bits, (vocab + 31) / 32 * sizeof *bits);
+        if (rc == 0)
+            rc = dsv4_matcher_clone(&copy, m, err);
+        if (rc == 0)
+            rc = dsv4_matcher_accept(m, id, err);
+        if (rc == 0)
+            rc = dsv4_matcher_accept(copy, id, err);
+        dsv4_matcher_close(copy);
+        copy = NULL;
+    }
+    dsv4_matcher_close(m);
+    return rc;
+}
+
+static int run_grammar(struct run *r, dsv4_err *err)
+{
+    static const char
+        gbnf[] = "root ::= x{2,700} y\ny ::= (\"a\" | x y?) [^b-d\u00e4]*\nx ::= [a-z]",
+        schema[] = "{\"properties\":{\"a\":{\"pattern\":\"^[a-z]+$\",\"maxLength\":5},\"b\":{"
+                   "\"anyOf\":[{\"$ref\":\"#\"},{\"minimum\":3}]},\"c\":{\"enum\":[1,\"a\"]}},"
+                   "\"additionalProperties\":true,\"required\":[\"a\"]}",
+        tools[] = "[{\"name\":\"f\",\"parameters\":{\"properties\":{\"a\":{\"type\":"
+                  "[\"string\",\"array\"]}},\"required\":[\"a\"]}}]";
+    dsv4_tokenizer *t = NULL; /* of its own: what it keeps for grammars is made anew */
+    dsv4_grammar *g = NULL;
+    int rc = dsv4_tokenizer_open(&t, GOLDEN "v4-tiny/tokenizer.json", err);
+    for (int i = 0; i < 3 && rc == 0; i++) {
+        rc = i == 0   ? dsv4_grammar_open(&g, t, gbnf, sizeof gbnf - 1, err)
+             : i == 1 ? dsv4_grammar_json_schema(&g, t, schema, sizeof schema - 1, err)
+                      : dsv4_grammar_tools(&g, t, DSV4_V41, tools, sizeof tools - 1,
+                                           DSV4_TOOLS_AUTO, NULL, true, err);
+        expect(r, (rc == 0) == (g != NULL), "a grammar and a failure, or none of both");
+        if (rc == 0)
+            rc = match(r, g, dsv4_tokenizer_size(t), err);
+        dsv4_grammar_close(g);
+        g = NULL;
+    }
+    dsv4_tokenizer_close(t);
+    return rc;
+}
+
 static const struct scenario scenarios[] = {
     {"open v41", MEMORY | MAP | FILES, run_open, use_v41, NULL},
     {"open v4", MEMORY | MAP | FILES, run_open, use_v4, NULL},
@@ -629,6 +684,7 @@ static const struct scenario scenarios[] = {
      remove_odd_tokenizer},
 #endif
     {"parse", MEMORY, run_parser, NULL, NULL},
+    {"grammar", MEMORY, run_grammar, NULL, NULL},
     {"save", MEMORY | FILES, run_save, begin_save, end_save},
 };
 

@@ -23,7 +23,7 @@ static dsv4_engine *engine;
 static void open_engine(void)
 {
     dsv4_err err;
-    dsv4_options o = {.ctx = 8192, .threads = 2};
+    dsv4_options o = {.ctx = 8192, .threads = 2, .exact = true};
     OK(dsv4_open(&engine, NANO, &o, &err));
 }
 

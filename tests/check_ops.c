@@ -18,7 +18,7 @@ static void open_ops(const char *name)
     char path[256];
     snprintf(path, sizeof path, GOLDEN "ops/%s.safetensors", name);
     OK(store_open_file(&ops, path, &err));
-    kernels_init(&kernels);
+    kernels_init(&kernels, NULL);
 }
 
 static const struct tensor *tensor(const char *name)
@@ -183,7 +183,7 @@ END_TEST
 
 START_TEST(no_row_format_lets_nan_or_infinity_through)
 {
-    kernels_init(&kernels);
+    kernels_init(&kernels, NULL);
     for (int f = 0; f < N_RFORMATS; f++) {
         struct rshape s = {(enum rformat)f, 128, f == R_E4M3_64B ? 64 : 0};
         float x[128], y[128];
@@ -246,15 +246,17 @@ static void check_whole_site(size_t n)
     float *base = floats(name, NULL);
     snprintf(name, sizeof name, "n%zu.scale", n);
     float *scale = floats(name, NULL);
-    struct hc_site site = {.fn = {.format = W_F32,
-                                  .rows = (uint32_t)((2 + n) * n),
-                                  .cols = (uint32_t)(n * D),
-                                  .codes = (const uint8_t *)fn,
-                                  .code_ld = 4 * n * D},
+    struct wmat plain = {.format = W_F32,
+                         .rows = (uint32_t)((2 + n) * n),
+                         .cols = (uint32_t)(n * D),
+                         .codes = (const uint8_t *)fn,
+                         .code_ld = 4 * n * D};
+    struct hc_site site = {.fn = {.rows = plain.rows, .cols = plain.cols, .plain = plain},
                            .base = base,
                            .scale = scale};
     float x[ROWS * D], mix[ROWS * 24], pre[ROWS * 4], post[ROWS * 4], comb[ROWS * 16];
-    float carried[ROWS * 4], scratch[512], ones[D];
+    float carried[ROWS * 4], scratch[512], ones[D], part[ROWS * 25];
+    ck_assert_uint_le(hc_part_floats(&c), 25);
     for (size_t i = 0; i < D; i++)
         ones[i] = 1;
     struct batch b = {.m = &m,
@@ -262,6 +264,7 @@ static void check_whole_site(size_t n)
                       .h = h,
                       .x = x,
                       .y = o,
+                      .hc_part = part,
                       .mix = mix,
                       .pre = pre,
                       .post = post,
@@ -269,15 +272,16 @@ static void check_whole_site(size_t n)
                       .carried = carried,
                       .scratch = scratch};
     struct pool *pool;
-    OK(pool_open(&pool, 1, &err));
-    struct lane l = {.id = 0, .n = 1, .pool = pool};
+    OK(pool_open_threads(&pool, 1, &err));
+    struct lane l = lane_alone(pool);
+    hc_start(&l, &b, &site);
     hc_pre(&l, &b, &site, ones, 0, false);
     for (size_t r = 0; r < ROWS; r++) { /* undo nothing: the norm of the collapsed row is known */
         float y[D];
         rms(&kernels, y, want_x + r * D, NULL, D, c.eps);
         near("collapsed", x + r * D, y, D, 5e-6);
     }
-    hc_post(&l, &b, 0, false);
+    hc_post(&l, &b, NULL, 0, false);
     near("expanded", h, want_h, ROWS * n * D, 5e-6);
     pool_close(pool);
 #undef NAME
@@ -415,7 +419,8 @@ START_TEST(router)
     for (int i = 0; i < 3; i++) {
         float *want = floats(name[i], NULL);
         for (size_t j = 0; j < n; j++) {
-            float y = swiglu(g[j], u[j], limit[i]);
+            float y = u[j];
+            kernels.swiglu(&y, &g[j], 1, limit[i], 1);
             near(name[i], &y, &want[j], 1, 1e-6);
         }
         free(want);
@@ -464,7 +469,9 @@ START_TEST(index_scores_and_top)
     int64_t *visible = ints("idx.visible"), *top = ints("cand.top6");
     const uint8_t *blocks = tensor("cand.blocks")->data;
     for (size_t r = 0; r < 45; r++) {
-        float w[8], got[45], best[12], heap[8];
+        float w[8], got[45], best[12];
+        uint32_t words[1024];
+        ck_assert_uint_le(best_words(6), 1024);
         for (int h = 0; h < 8; h++)
             w[h] = proj[r * 8 + (size_t)h] / (sqrtf(32) * sqrtf(8));
         kernels.index(got, q + r * 8 * 32, w, 8, (const uint8_t *)k, 45,
@@ -480,7 +487,7 @@ START_TEST(index_scores_and_top)
         if (n_blocks)
             best[n_blocks - 1] = INFINITY;
         uint32_t kept[3], chosen[6];
-        size_t n_kept = select_top(kept, best, n_blocks, 3, heap);
+        size_t n_kept = select_top(kept, best, n_blocks, 3, words);
         for (size_t i = 0, at = 0; i < 12; i++) {
             bool in = at < n_kept && kept[at] == i;
             ck_assert_int_eq(blocks[r * 12 + i], in);
@@ -489,7 +496,7 @@ START_TEST(index_scores_and_top)
         for (size_t j = 0; j < n; j++)
             if (!blocks[r * 12 + j / 4])
                 got[j] = -INFINITY;
-        size_t n_top = select_top(chosen, got, n, 6, heap);
+        size_t n_top = select_top(chosen, got, n, 6, words);
         for (size_t j = 0; j < 6; j++)
             ck_assert_int_eq(top[r * 6 + j], j < n_top ? (int64_t)chosen[j] : -1);
     }
@@ -509,38 +516,45 @@ static int by_score(const void *a, const void *b)
     return x[0] != y[0] ? (x[0] < y[0] ? 1 : -1) : (x[1] > y[1]) - (x[1] < y[1]);
 }
 
-/* Against sorting, with many ties. */
+/* Against sorting: random scores with many ties, or ascending or descending ones, few or more than there is
+ * room for. -inf and NaN are never chosen. */
+static void top_k_round(int round, unsigned *seed)
+{
+    enum { MOST = 4000 };
+    static float score[MOST], pair[MOST][2];
+    static uint32_t got[MOST], words[4 * MOST];
+    static bool in[MOST];
+    size_t n = round % 50 ? (size_t)(round % 64) + 1 : MOST - (size_t)round;
+    size_t k = (size_t)(round / 7 % 40) * (round % 50 ? 1 : 17);
+    int order = round / 50 % 3;
+    ck_assert_uint_le(best_words(k), 4 * MOST);
+    for (size_t i = 0; i < n; i++) {
+        *seed = *seed * 1664525u + 1013904223u;
+        unsigned dice = *seed >> 28;
+        score[i] = dice == 0   ? -INFINITY
+                   : dice == 1 ? NAN
+                   : order     ? (float)(order == 1 ? i : n - i) / 3
+                               : (float)(*seed >> 29) - 4;
+        score[i] = dice == 2 ? -0.0f : score[i];
+        pair[i][0] = isnan(score[i]) ? -INFINITY : score[i];
+        pair[i][1] = (float)i;
+    }
+    qsort(pair, n, sizeof *pair, by_score);
+    size_t want = 0;
+    memset(in, 0, sizeof in);
+    for (size_t i = 0; i < n && i < k && pair[i][0] > -INFINITY; i++, want++)
+        in[(size_t)pair[i][1]] = true;
+    size_t found = select_top(got, score, n, k, words);
+    ck_assert_uint_eq(found, want);
+    for (size_t i = 0; i < found; i++)
+        ck_assert(in[got[i]] && (i == 0 || got[i] > got[i - 1]));
+}
+
 START_TEST(top_k_with_ties)
 {
     unsigned seed = 1;
-    for (int round = 0; round < 2000; round++) {
-        float score[64], pair[64][2], heap[64];
-        uint32_t got[64];
-        size_t n = (size_t)(round % 64) + 1, k = (size_t)(round / 7 % 40);
-        for (size_t i = 0; i < n; i++) {
-            seed = seed * 1664525u + 1013904223u;
-            score[i] = seed >> 28 == 0 ? -INFINITY : seed >> 28 == 1 ? NAN : (float)(seed >> 29);
-            pair[i][0] = isnan(score[i]) ? -INFINITY : score[i];
-            pair[i][1] = (float)i;
-        }
-        qsort(pair, n, sizeof *pair, by_score);
-        size_t want = 0;
-        bool in[64] = {false};
-        for (size_t i = 0; i < n && i < k && pair[i][0] > -INFINITY; i++, want++)
-            in[(size_t)pair[i][1]] = true;
-        size_t found = select_top(got, score, n, k, heap);
-        bool nan = false;
-        for (size_t i = 0; i < n; i++)
-            nan = nan || isnan(score[i]);
-        ck_assert_uint_le(found, k);
-        for (size_t i = 0; i < found; i++)
-            ck_assert(i == 0 || got[i] > got[i - 1]);
-        if (nan)
-            continue; /* only required to stay in bounds and ascending */
-        ck_assert_uint_eq(found, want);
-        for (size_t i = 0; i < found; i++)
-            ck_assert(in[got[i]]);
-    }
+    for (int round = 0; round < 2000; round++)
+        top_k_round(round, &seed);
 }
 END_TEST
 

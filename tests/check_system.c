@@ -122,7 +122,7 @@ START_TEST(every_item_once_and_barriers_hold)
     dsv4_err err;
     for (int threads = 1; threads <= 7; threads += 2) {
         struct pool *p;
-        OK(pool_open(&p, threads, &err));
+        OK(pool_open_threads(&p, threads, &err));
         ck_assert_int_eq(pool_threads(p), threads);
         for (size_t n = 0; n <= 1000; n += 37) {
             struct sum s = {.n = n};
@@ -134,8 +134,8 @@ START_TEST(every_item_once_and_barriers_hold)
         pool_close(p);
     }
     struct pool *p;
-    ck_assert_int_eq(pool_open(&p, -1, &err), DSV4_USAGE);
-    ck_assert_int_eq(pool_open(&p, INT_MAX, &err), DSV4_USAGE);
+    ck_assert_int_eq(pool_open_threads(&p, -1, &err), DSV4_USAGE);
+    ck_assert_int_eq(pool_open_threads(&p, INT_MAX, &err), DSV4_USAGE);
 }
 END_TEST
 

@@ -404,7 +404,7 @@ static int faults_find(struct dl_phdr_info *info, size_t size, void *arg)
 }
 
 /* The next run is looked at: faults.first[0..n_first) will hold the calls reached in a new way. */
-static void faults_survey(bool on)
+static inline void faults_survey(bool on)
 {
     faults.survey = on;
     if (!on)
@@ -433,7 +433,7 @@ static void faults_begin(enum fault kind, uint64_t n, bool forever)
 }
 
 /* Nothing fails any more; what the run leaves behind is still counted. */
-static void faults_relent(void)
+static inline void faults_relent(void)
 {
     faults.relented = true;
 }

@@ -56,7 +56,9 @@ void golden_open(struct golden *g, const char *name, int threads)
     OK(model_check_scales(g->m, NULL, &err));
     if (g->cfg->n_engram)
         bind_tokens(g, model);
-    OK(pool_open(&g->pool, threads, &err));
+    OK(pool_open_threads(&g->pool, threads, &err));
+    if (!getenv("GOLDEN_PLAIN"))
+        OK(weights_load(g->m, g->pool, NULL, NULL, &err));
 }
 
 void golden_close(struct golden *g)
@@ -124,7 +126,7 @@ float *golden_run(const struct golden *g, struct cache *c, const int32_t *ids, s
     struct batch *b;
     size_t vocab = g->cfg->vocab, at = 0;
     float *logits = malloc(n * vocab * sizeof *logits);
-    OK(batch_open(&b, g->m, 512, 1, 4096, pool_threads(g->pool), &err));
+    OK(batch_open(&b, g->m, 512, 1, pool_threads(g->pool), &err));
     while (at < n) {
         size_t step = chunks && *chunks ? *chunks++ : n - at;
         ck_assert_uint_le(step, n - at);

@@ -31,6 +31,7 @@ liburing.h:         system
 jansson.h:          load text session server tools
 pcre2.h:            text
 utf8proc.h:         text
+xxhash.h:           session
 histedit.h:         tools
 editline/readline.h: tools
 microhttpd.h:       server
@@ -39,7 +40,7 @@ immintrin.h:        simd
 arm_neon.h:         simd
 '
 
-files=$(find src simd quant tools -type f \( -name '*.c' -o -name '*.h' -o -name '*.def' \) 2>/dev/null | sort)
+files=$(find src simd quant tools -type f \( -name '*.c' -o -name '*.h' -o -name '*.def' -o -name '*.inc' \) 2>/dev/null | sort)
 [ -n "$files" ] || { echo "no sources in $(pwd)"; exit 2; }
 
 # shellcheck disable=SC2086 # our file names have no blanks

@@ -247,6 +247,15 @@ same "tokenize and back" "$T/a" "$T/b"
 run 0 '' - 'printf "a\000b\033[31m\n" >$T/a; $D tokenize <$T/a | $D detokenize >$T/b'
 same "control bytes pass a pipe unchanged" "$T/a" "$T/b"
 
+# ------------------------------------------------------------------ threads and nodes
+run 0 '^threads' - '$D topology'
+run 0 '"lanes"' - '$D topology --json -t 3'
+run 0 'weights bytes' - '$D topology -m $M'
+run 2 - 'this machine has cpus' '$D topology --cpus 0-65000'
+run 2 - 'no list' '$D --cpus x hello'
+run 2 - 'NUMA node' '$D --numa 900 hello'
+run 2 - 'auto, off' '$D plan --numa on'
+
 # ------------------------------------------------------------------ logits, perplexity, info, plan
 run 0 - - '$D logits --ids-file $T/ids --out $T/l.npy'
 size=$(wc -c <"$T/l.npy")

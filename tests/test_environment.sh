@@ -75,7 +75,7 @@ else
         elif grep -qE 'error while loading shared libraries|cannot (map|allocate)|Cannot allocate memory' \
             "$T/err" && ! grep -q '^dsv4: ' "$T/err" && [ $got -ge 126 ] && [ $got -le 127 ]; then
             refused=$((refused + 1)) # before main
-        elif [ $got -eq 139 ] && [ $kib -lt 4000 ] && ! [ -s "$T/err" ]; then
+        elif [ $got -eq 139 ] && [ $kib -lt 4000 ] && ! grep -q "^dsv4: " "$T/err"; then
             refused=$((refused + 1)) # the kernel kills what it cannot even lay out
         elif { [ $got -eq 4 ] || [ $got -eq 1 ]; } && [ "$(grep -c '^dsv4: ' "$T/err")" -eq 1 ] &&
             [ "$(wc -l <"$T/err")" -eq 1 ]; then

@@ -214,10 +214,8 @@ static int do_file(struct chat *c, const char *arg, dsv4_err *err)
 
 static const char chat_format[] = "dsv4-chat-1";
 
-static int do_save(struct chat *c, const char *arg, dsv4_err *err)
+static int save_messages(const struct chat *c, const char *path, dsv4_err *err)
 {
-    if (!*arg || strcmp(arg, "-") == 0)
-        return err_set(err, DSV4_USAGE, "/save FILE: to which file?");
     json_t *v = json_pack("{s:s, s:s, s:s, s:O}", "format", chat_format, "model",
                           c->talk.model.name, "think", c->talk.think, "messages", c->talk.messages);
     TRY(json_made(v, err));
@@ -227,11 +225,18 @@ static int do_save(struct chat *c, const char *arg, dsv4_err *err)
         return json_made(NULL, err);
     size_t len = strlen(text);
     text[len] = '\n'; /* in place of the NUL: len + 1 bytes are written */
-    int rc = sink_file(arg, text, len + 1, err);
+    int rc = sink_file(path, text, len + 1, err);
     free(text);
-    if (rc == 0)
-        tell(c, "saved");
     return rc;
+}
+
+static int do_save(struct chat *c, const char *arg, dsv4_err *err)
+{
+    if (!*arg || strcmp(arg, "-") == 0)
+        return err_set(err, DSV4_USAGE, "/save FILE: to which file?");
+    TRY(save_messages(c, arg, err));
+    tell(c, "saved");
+    return 0;
 }
 
 static int load_messages(struct chat *c, const json_t *v, const char *path, dsv4_err *err)
@@ -264,23 +269,28 @@ static int load_messages(struct chat *c, const json_t *v, const char *path, dsv4
     return rc;
 }
 
-static int do_load(struct chat *c, const char *arg, dsv4_err *err)
+static int load_file(struct chat *c, const char *path, dsv4_err *err)
 {
     char *text;
     size_t len;
     json_error_t je;
-    if (!*arg || strcmp(arg, "-") == 0)
-        return err_set(err, DSV4_USAGE, "/load FILE: which file?");
-    TRY(file_read(arg, TEXT_LIMIT, &text, &len, err));
+    TRY(file_read(path, TEXT_LIMIT, &text, &len, err));
     json_t *v = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &je);
     free(text);
     if (!v)
-        return err_set(err, DSV4_REFUSED, "%s: line %d: %s", arg, je.line, je.text);
-    int rc = load_messages(c, v, arg, err);
+        return err_set(err, DSV4_REFUSED, "%s: line %d: %s", path, je.line, je.text);
+    int rc = load_messages(c, v, path, err);
     json_decref(v);
-    if (rc == 0)
-        tell(c, "loaded");
     return rc;
+}
+
+static int do_load(struct chat *c, const char *arg, dsv4_err *err)
+{
+    if (!*arg || strcmp(arg, "-") == 0)
+        return err_set(err, DSV4_USAGE, "/load FILE: which file?");
+    TRY(load_file(c, arg, err));
+    tell(c, "loaded");
+    return 0;
 }
 
 static int do_quit(struct chat *c, const char *arg, dsv4_err *err)
@@ -311,6 +321,50 @@ static int command(struct chat *c, const char *line, dsv4_err *err)
                    "/%.*s: no such command; /help lists them. (A message may begin "
                    "with a blank.)",
                    (int)(n < 40 ? n : 40), line + 1);
+}
+
+/* ------------------------------------------------------------------ --session */
+
+static int cache_path(const struct chat *c, struct bytes *path, dsv4_err *err)
+{
+    return bytes_printf(path, err, "%s.cache", c->p->a.session);
+}
+
+/* The conversation of last time, if there was one. Its caches are a convenience: without them, or with
+ * those of another model, it is computed again. */
+static int session_begin(struct chat *c, dsv4_err *err)
+{
+    struct bytes path = {0};
+    dsv4_seq *s = NULL;
+    if (!c->p->a.session || access(c->p->a.session, F_OK) != 0)
+        return 0;
+    TRY(load_file(c, c->p->a.session, err));
+    int rc = cache_path(c, &path, err);
+    if (rc == 0 && access(path.data, F_OK) == 0) {
+        dsv4_err why;
+        if (dsv4_seq_load(&s, c->talk.model.engine, path.data, &why) == 0) {
+            dsv4_seq_close(c->talk.seq);
+            c->talk.seq = s;
+        } else if (!c->p->a.quiet) {
+            complain(&c->p->term, "%s; the conversation is computed again", why.text);
+        }
+    }
+    free(path.data);
+    if (rc == 0)
+        tell(c, "going on with the conversation of last time");
+    return rc;
+}
+
+static int session_end(struct chat *c, dsv4_err *err)
+{
+    struct bytes path = {0};
+    if (!c->p->a.session || dsv4_seq_len(c->talk.seq) == 0)
+        return 0;
+    int rc = cache_path(c, &path, err);
+    if (rc == 0)
+        rc = dsv4_seq_save(c->talk.seq, path.data, err);
+    free(path.data);
+    return rc;
 }
 
 /* ------------------------------------------------------------------ chat */
@@ -377,6 +431,11 @@ static int say(struct chat *c, const struct bytes *message, dsv4_err *err)
     if (rc == 0)
         statistics(p, &a.generated);
     answer_release(&a);
+    if ((rc == 0 || rc == DSV4_INTERRUPTED) && p->a.session) {
+        dsv4_err later;
+        int kept = save_messages(c, p->a.session, rc == 0 ? err : &later);
+        rc = rc == 0 ? kept : rc;
+    }
     return rc;
 }
 
@@ -466,7 +525,13 @@ int cmd_chat(struct program *p, dsv4_err *err)
     }
     if ((rc = line_open(&c.lines, c.interactive, err)) == 0) {
         greet(p, &c.talk.model, true);
-        rc = converse(&c, err);
+        rc = session_begin(&c, err);
+        if (rc == 0) {
+            rc = converse(&c, err);
+            dsv4_err later;
+            int kept = session_end(&c, rc == 0 ? err : &later);
+            rc = rc == 0 ? kept : rc;
+        }
     }
     line_close(c.lines);
     talk_close(&c.talk);

@@ -4,8 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What the library told, as JSON or as a sheet. Frees the text. */
-static int show(struct program *p, char *text, dsv4_err *err)
+int show_json(struct program *p, char *text, dsv4_err *err)
 {
     struct stream *out = &p->term.out;
     json_error_t je;
@@ -50,7 +49,7 @@ int cmd_info(struct program *p, dsv4_err *err)
     TRY(model_find(p, &dir, &embedded, err));
     int rc = dsv4_info(dir, &text, err);
     free(dir);
-    return rc != 0 ? rc : show(p, text, err);
+    return rc != 0 ? rc : show_json(p, text, err);
 }
 
 int cmd_plan(struct program *p, dsv4_err *err)
@@ -62,7 +61,7 @@ int cmd_plan(struct program *p, dsv4_err *err)
     TRY(model_find(p, &dir, &embedded, err));
     int rc = dsv4_plan(dir, &opt, &text, err);
     free(dir);
-    return rc != 0 ? rc : show(p, text, err);
+    return rc != 0 ? rc : show_json(p, text, err);
 }
 
 int cmd_version(struct program *p, dsv4_err *err)
@@ -71,7 +70,7 @@ int cmd_version(struct program *p, dsv4_err *err)
     TRY(dsv4_about(&text, err));
     if (!p->a.json)
         stream_printf(&p->term.out, "dsv4 %s\n", DSV4_VERSION);
-    return show(p, text, err);
+    return show_json(p, text, err);
 }
 
 static int print(struct program *p, struct bytes *b, int rc, dsv4_err *err)

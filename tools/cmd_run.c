@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ------------------------------------------------------------------ feeding */
 
@@ -29,7 +30,7 @@ static int feeder_open(struct feeder *f, struct program *p, dsv4_engine *e, dsv4
 {
     *f = (struct feeder){.p = p, .engine = e};
     TRY(chunks_parse(p->a.chunks, &f->chunk, &f->n_chunks, err));
-    int rc = dsv4_seq_open(&f->seq, e, err);
+    int rc = p->a.load ? dsv4_seq_load(&f->seq, e, p->a.load, err) : dsv4_seq_open(&f->seq, e, err);
     if (rc != 0) {
         free(f->chunk);
         f->chunk = NULL;
@@ -103,6 +104,7 @@ struct run {
     struct model_handle model;
     dsv4_sampling sampling;
     dsv4_bias *bias;
+    dsv4_grammar *grammar; /* --grammar, --json-schema */
     struct feeder feeder;
     struct bytes text; /* --out, --json */
     int32_t *ids;
@@ -148,10 +150,26 @@ static bool on_run_prefilled(void *arg, size_t done, size_t n)
     return interrupted();
 }
 
-/* Ids of --ids-file, or of the text behind BOS. */
+/* Nothing is appended to what --load brought: its last token is computed once more, for its logits. */
+static int run_again(struct run *r, int32_t **ids, size_t *n, dsv4_err *err)
+{
+    dsv4_seq *s = r->feeder.seq;
+    size_t len = dsv4_seq_len(s);
+    if (len == 0)
+        return 0;
+    TRY(mem_alloc(ids, 1, sizeof **ids, "token ids", err));
+    **ids = dsv4_seq_tokens(s)[len - 1];
+    *n = 1;
+    return dsv4_seq_rewind(s, len - 1, err);
+}
+
+/* Ids of --ids-file, or of the text behind BOS, or behind what was loaded. */
 static int run_input(struct run *r, int32_t **ids, size_t *n, dsv4_err *err)
 {
     struct program *p = r->p;
+    bool given = p->argc > 0 || p->a.files.n > 0 || p->a.ids_file;
+    if (p->a.load && !given && isatty(STDIN_FILENO))
+        return run_again(r, ids, n, err);
     const dsv4_engine *e = r->model.engine;
     if (p->a.ids_file)
         return ids_read(p->a.ids_file, dsv4_engine_vocab(e), ids, n, err);
@@ -159,6 +177,12 @@ static int run_input(struct run *r, int32_t **ids, size_t *n, dsv4_err *err)
     size_t len, count = 0;
     int32_t *plain = NULL, *all = NULL, bos = p->a.no_bos ? -1 : dsv4_engine_bos(e);
     TRY(input_text(p, 0, &text, &len, err));
+    if (p->a.load && len == 0) {
+        free(text);
+        return run_again(r, ids, n, err);
+    }
+    if (dsv4_seq_len(r->feeder.seq) > 0)
+        bos = -1;
     int rc = dsv4_encode(dsv4_engine_tokenizer(e), text, len, p->a.markers, &plain, &count, err);
     free(text);
     if (rc == 0 && bos < 0) {
@@ -198,6 +222,7 @@ static int run_generate(struct run *r, const int32_t *ids, size_t n, dsv4_genera
                                  .stops = a->stop.item,
                                  .n_stops = a->stop.n,
                                  .ignore_eos = a->ignore_eos,
+                                 .grammar = r->grammar,
                                  .n_top = r->logprobs ? a->logprobs : 0,
                                  .prefilled = on_run_prefilled,
                                  .token = on_run_token,
@@ -285,6 +310,34 @@ static int run_output(struct run *r, const dsv4_generated *g, dsv4_err *err)
     return rc;
 }
 
+/* The last token was told and not computed: it belongs to what is saved, unless it ended the text. */
+static int run_save(struct run *r, const dsv4_generated *g, dsv4_err *err)
+{
+    dsv4_seq *s = r->feeder.seq;
+    if (g->stop == DSV4_STOP_LIMIT && r->n_ids > 0) {
+        dsv4_row row = {.seq = s, .token = r->ids[r->n_ids - 1]};
+        TRY(dsv4_eval(r->model.engine, &row, 1, NULL, err));
+    }
+    return dsv4_seq_save(s, r->p->a.save, err);
+}
+
+static int run_grammar(struct run *r, dsv4_err *err)
+{
+    const struct args *a = &r->p->a;
+    const dsv4_tokenizer *t = dsv4_engine_tokenizer(r->model.engine);
+    char *text;
+    size_t len;
+    if (!a->grammar && !a->json_schema)
+        return 0;
+    if (a->grammar && a->json_schema)
+        return err_set(err, DSV4_USAGE, "--grammar and --json-schema; one of them is enough");
+    TRY(file_read(a->grammar ? a->grammar : a->json_schema, (size_t)4 << 20, &text, &len, err));
+    int rc = a->grammar ? dsv4_grammar_open(&r->grammar, t, text, len, err)
+                        : dsv4_grammar_json_schema(&r->grammar, t, text, len, err);
+    free(text);
+    return rc;
+}
+
 static int run(struct run *r, dsv4_err *err)
 {
     struct program *p = r->p;
@@ -296,6 +349,7 @@ static int run(struct run *r, dsv4_err *err)
     r->bias = NULL;
     TRY(open_model(p, &r->model, err));
     TRY(sampling_options(p, r->model.engine, &r->sampling, &r->bias, err));
+    TRY(run_grammar(r, err));
     TRY(feeder_open(&r->feeder, p, r->model.engine, err));
     if (p->a.json && p->a.logprobs > 0)
         TRY(json_made(r->logprobs = json_array(), err));
@@ -308,6 +362,8 @@ static int run(struct run *r, dsv4_err *err)
     dsv4_free(ids);
     if (rc == 0)
         rc = run_output(r, &g, err);
+    if (rc == 0 && p->a.save)
+        rc = run_save(r, &g, err);
     if (rc == 0)
         statistics(p, &g);
     return rc;
@@ -324,6 +380,7 @@ int cmd_run(struct program *p, dsv4_err *err)
     free(r.ids);
     free(r.bias);
     json_decref(r.logprobs);
+    dsv4_grammar_close(r.grammar);
     close_model(&r.model);
     return rc;
 }

@@ -71,8 +71,9 @@ static void fill_descriptors(void)
 
 /* ORDER enum command */
 static int (*const run_command[N_COMMANDS])(struct program *p, dsv4_err *err) = {
-    cmd_ask,        cmd_chat,   cmd_run,   cmd_tokenize, cmd_detokenize, cmd_info, cmd_plan,
-    cmd_perplexity, cmd_logits, cmd_debug, cmd_version,  cmd_completion, cmd_help};
+    cmd_ask,   cmd_chat,    cmd_run,        cmd_tokenize,   cmd_detokenize,
+    cmd_info,  cmd_plan,    cmd_topology,   cmd_perplexity, cmd_logits,
+    cmd_debug, cmd_version, cmd_completion, cmd_help};
 
 static int exit_code(int status)
 {

@@ -96,6 +96,8 @@ dsv4_options engine_options(struct program *p)
                           .batch = a->batch,
                           .rewind = a->rewind,
                           .threads = a->threads,
+                          .cpus = a->cpus,
+                          .numa = a->numa,
                           .max_memory = a->max_memory,
                           .no_cache_quant = a->cache_quant == CACHE_QUANT_OFF,
                           .exact = a->exact,

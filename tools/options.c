@@ -21,16 +21,27 @@ static const char other_group[] = "Other";
 
 /* ORDER: rows of one group stand together */
 static const struct opt rows[] = {
-    {model_group, 'm', "model", OPT_TEXT, "DIR", 0, 0, LOADS | TOKENS | C(PLAN) | C(INFO),
-     AT(model), "DSV4_MODEL", "$DSV4_MODEL, else the embedded model",
+    {model_group, 'm', "model", OPT_TEXT, "DIR", 0, 0,
+     LOADS | TOKENS | C(PLAN) | C(INFO) | C(TOPOLOGY), AT(model), "DSV4_MODEL",
+     "$DSV4_MODEL, else the embedded model",
      "the model: a directory with config.json, tokenizer.json and safetensors files"},
     {model_group, 0, "tokenizer", OPT_TEXT, "FILE", 0, 0, TOKENS, AT(tokenizer), NULL,
      "the model's tokenizer.json", "read this tokenizer instead"},
     {model_group, 0, "ctx", OPT_U32, "N", 1, UINT32_MAX, LOADS | C(PLAN), AT(ctx), NULL,
      "the model's maximum, less if memory does not allow that", "tokens of context"},
-    {model_group, 't', "threads", OPT_U32, "N", 1, 4096, LOADS | C(PLAN), AT(threads),
+    {model_group, 't', "threads", OPT_U32, "N", 1, 4096, LOADS | C(PLAN) | C(TOPOLOGY), AT(threads),
      "DSV4_THREADS", "$DSV4_THREADS, else one for each core",
      "threads that compute; the results do not depend on it"},
+    {model_group, 0, "cpus", OPT_TEXT, "LIST", 0, 0, LOADS | C(PLAN) | C(TOPOLOGY), AT(cpus), NULL,
+     "all that the process may use", "compute on these CPUs and no others: 0-7,16"},
+    {model_group, 0, "numa", OPT_TEXT, "MODE", 0, 0, LOADS | C(PLAN) | C(TOPOLOGY), AT(numa), NULL,
+     "auto",
+     "auto: weights are cut by memory node, each part read by the node's own threads; off: one "
+     "memory; 0 or 0-1: only on these nodes"},
+    {model_group, 0, "synthetic", OPT_TEXT, "MACHINE", 0, 0, C(TOPOLOGY), AT(synthetic), NULL,
+     "this machine",
+     "a made-up one, as hwloc writes it, \"package:2 core:32 pu:2\", and behind it \"slow:LIST\" "
+     "(CPUs of half speed) and \"quota:N\" (CPUs' worth of time)"},
     {model_group, 0, "batch", OPT_U32, "N", 1, 65536, LOADS | C(PLAN), AT(batch), NULL, "256",
      "tokens computed together while a prompt is read"},
     {model_group, 0, "rewind", OPT_U32, "N", 1, 1 << 20, C(CHAT) | C(PLAN), AT(rewind), NULL,
@@ -62,6 +73,10 @@ static const struct opt rows[] = {
      "put this text file in front of the (first) message; may be repeated; - is standard input"},
     {talk_group, 0, "tools", OPT_TEXT, "FILE", 0, 0, TALKS, AT(tools), NULL, NULL,
      "a JSON list of tools the model may call; calls are printed, never executed"},
+    {talk_group, 0, "session", OPT_TEXT, "FILE", 0, 0, C(CHAT), AT(session), NULL, NULL,
+     "keep the conversation in FILE after every answer and go on with it next time; what was "
+     "computed "
+     "of it is kept in FILE.cache at the end"},
 
     {sampling_group, 'n', "max-tokens", OPT_U32, "N", 0, UINT32_MAX, SAMPLES, AT(max_tokens), NULL,
      "0", "generate at most N tokens; 0: until the model ends or the context is full"},
@@ -89,6 +104,10 @@ static const struct opt rows[] = {
      "end before this text would be generated; may be repeated"},
     {sampling_group, 0, "ignore-eos", OPT_FLAG, NULL, 0, 0, SAMPLES, AT(ignore_eos), NULL, NULL,
      "go on when the model says it has finished"},
+    {sampling_group, 0, "grammar", OPT_TEXT, "FILE", 0, 0, C(RUN), AT(grammar), NULL, NULL,
+     "generate only text that fits this GBNF grammar"},
+    {sampling_group, 0, "json-schema", OPT_TEXT, "FILE", 0, 0, C(RUN), AT(json_schema), NULL, NULL,
+     "generate only JSON that fits this JSON Schema; an empty file: any JSON object"},
     {sampling_group, 0, "logprobs", OPT_U32, "N", 0, 100, SAMPLES, AT(logprobs), NULL, "0",
      "with --json: log-probabilities of each token and of the N most likely ones"},
 
@@ -101,6 +120,10 @@ static const struct opt rows[] = {
      "write token ids instead of text"},
     {io_group, 'o', "out", OPT_TEXT, "FILE", 0, 0, C(RUN) | C(LOGITS), AT(out), NULL,
      "standard output", "write to FILE, which appears when it is complete"},
+    {io_group, 0, "load", OPT_TEXT, "FILE", 0, 0, C(RUN), AT(load), NULL, NULL,
+     "go on where --save stopped, as if there had been no stop; a text is appended"},
+    {io_group, 0, "save", OPT_TEXT, "FILE", 0, 0, C(RUN), AT(save), NULL, NULL,
+     "save all tokens and what was computed of them for --load"},
     {io_group, 0, "markers", OPT_FLAG, NULL, 0, 0, C(RUN) | C(TOKENIZE), AT(markers), NULL, NULL,
      "control tokens written in the text (<think>, role markers) count as such"},
     {io_group, 0, "no-bos", OPT_FLAG, NULL, 0, 0, C(RUN), AT(no_bos), NULL, NULL,
@@ -116,8 +139,8 @@ static const struct opt rows[] = {
     {io_group, 0, "events", OPT_FLAG, NULL, 0, 0, C(DEBUG), AT(events), NULL, NULL,
      "parse: also tell what came out after each piece"},
     {io_group, 0, "json", OPT_FLAG, NULL, 0, 0,
-     SAMPLES | C(TOKENIZE) | C(INFO) | C(PLAN) | C(PERPLEXITY) | C(VERSION), AT(json), NULL, NULL,
-     "JSON on standard output, for programs"},
+     SAMPLES | C(TOKENIZE) | C(INFO) | C(PLAN) | C(TOPOLOGY) | C(PERPLEXITY) | C(VERSION), AT(json),
+     NULL, NULL, "JSON on standard output, for programs"},
     {io_group, 0, "stats", OPT_FLAG, NULL, 0, 0, SAMPLES | C(PERPLEXITY) | C(LOGITS), AT(stats),
      NULL, "on a terminal", "speed and memory on standard error"},
     {io_group, 'q', "quiet", OPT_FLAG, NULL, 0, 0, LOADS, AT(quiet), NULL, NULL,
@@ -158,6 +181,10 @@ static const char *const info_examples[] = {"dsv4 info ~/models/DeepSeek-V4-Flas
 static const char *const plan_examples[] = {
     "dsv4 plan -m ~/models/DeepSeek-V4-Flash --ctx 100000 --max-memory 192G",
     "would it fit, and what would take how much", NULL};
+static const char *const topology_examples[] = {
+    "dsv4 topology", "this machine, and where threads would run",
+    "dsv4 topology --synthetic \"package:2 core:32 pu:2\" -m ~/models/DeepSeek-V4-Flash",
+    "a server of two sockets: which part of the weights each would hold", NULL};
 static const char *const perplexity_examples[] = {"dsv4 perplexity models/nano/eval/text.txt",
                                                   "the embedded model on its held-out text", NULL};
 static const char *const logits_examples[] = {
@@ -216,6 +243,13 @@ static const struct opt_command commands[] = {
      "it "
      "fits. Nothing is loaded.",
      plan_examples, 0, 1},
+    {"topology", "", "this machine's cores and memory nodes, and where threads and weights go",
+     "Shows what was found out about the machine and what is made of it: NUMA nodes, cores, CPU "
+     "quota; the threads with their CPUs and shares of the work; with -m, the part of that model's "
+     "weights that would lie in the memory of each node. Takes --threads, --cpus and --numa like "
+     "the "
+     "commands that compute.",
+     topology_examples, 0, 0},
     {"perplexity", "FILE", "perplexity of a text",
      "exp of the mean negative log-likelihood of the text's tokens, in windows that each begin "
      "with "

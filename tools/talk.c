@@ -209,8 +209,7 @@ static int keep_prefix(struct talk *t, const int32_t *ids, size_t n, size_t *fro
     const int32_t *old = dsv4_seq_tokens(t->seq);
     while (same < have && same < n - 1 && old[same] == ids[same])
         same++;
-    if (same < have && same < dsv4_seq_rewind_floor(t->seq))
-        same = 0;
+    same = dsv4_seq_reusable(t->seq, same);
     if (same < have)
         TRY(dsv4_seq_rewind(t->seq, same, err));
     *from = same;

@@ -15,23 +15,23 @@
 struct args {
     bool help, version;
     /* model */
-    const char *model, *tokenizer, *family;
+    const char *model, *tokenizer, *family, *cpus, *numa, *synthetic;
     int revision, cache_quant;
     uint32_t ctx, batch, threads, rewind;
     uint64_t max_memory;
     bool exact, paged;
     /* conversation */
-    const char *system, *think, *tools;
+    const char *system, *think, *tools, *session;
     bool show_thinking;
     struct opt_list files;
     /* sampling; NAN and -1: the model's own default */
     float temp, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
     uint32_t top_k, max_tokens, logprobs;
     bool greedy, ignore_eos;
-    const char *seed;
+    const char *seed, *grammar, *json_schema;
     struct opt_list logit_bias, stop;
     /* input and output */
-    const char *ids_file, *out, *chunks;
+    const char *ids_file, *out, *chunks, *load, *save;
     uint32_t window;
     bool json, stats, quiet, ids, markers, no_bos, pieces, events, strict, man;
 };
@@ -44,6 +44,7 @@ enum command {
     CMD_DETOKENIZE,
     CMD_INFO,
     CMD_PLAN,
+    CMD_TOPOLOGY,
     CMD_PERPLEXITY,
     CMD_LOGITS,
     CMD_DEBUG,
@@ -150,6 +151,7 @@ int cmd_detokenize(struct program *p, dsv4_err *err);
 int cmd_debug(struct program *p, dsv4_err *err);
 int cmd_info(struct program *p, dsv4_err *err);
 int cmd_plan(struct program *p, dsv4_err *err);
+int cmd_topology(struct program *p, dsv4_err *err);
 int cmd_version(struct program *p, dsv4_err *err);
 int cmd_completion(struct program *p, dsv4_err *err);
 int cmd_help(struct program *p, dsv4_err *err);
@@ -208,6 +210,9 @@ struct model_handle {
 };
 int open_model(struct program *p, struct model_handle *m, dsv4_err *err);
 void close_model(struct model_handle *m);
+
+/* What the library told (JSON text), as JSON or as a sheet. Frees the text. (cmd_info.c) */
+int show_json(struct program *p, char *text, dsv4_err *err);
 
 /* Options of the command line as the library takes them. */
 dsv4_options engine_options(struct program *p);

@@ -1,68 +1,10 @@
-/* Matrix times rows, in plain C: each weight row is expanded exactly to floats once and used by
- * every row of the batch. */
+/* Matrix times rows, in plain C. */
 #include "scalar.h"
 #include "simd/codes.h"
 #include "simd/simd.h"
 
+#include <math.h>
 #include <string.h>
-
-static void decode_f32(float *out, const struct wmat *w, size_t r)
-{
-    memcpy(out, w->codes + r * w->code_ld, w->cols * sizeof *out);
-}
-
-static void decode_f16(float *out, const struct wmat *w, size_t r)
-{
-    const uint8_t *p = w->codes + r * w->code_ld;
-    for (size_t c = 0; c < w->cols; c++)
-        out[c] = f16_value((uint16_t)(p[2 * c] | p[2 * c + 1] << 8));
-}
-
-static void decode_bf16(float *out, const struct wmat *w, size_t r)
-{
-    const uint8_t *p = w->codes + r * w->code_ld;
-    for (size_t c = 0; c < w->cols; c++) {
-        uint16_t h;
-        memcpy(&h, p + 2 * c, sizeof h);
-        out[c] = bf16_value(h);
-    }
-}
-
-static void decode_e4m3(float *restrict out, const struct wmat *w, size_t r)
-{
-    const uint8_t *restrict p = w->codes + r * w->code_ld;
-    const uint8_t *scale = w->scales + r / w->block_rows * w->scale_ld;
-    for (size_t c = 0; c < w->cols; scale++) {
-        float s = e8m0_value(*scale);
-        size_t end = c + w->block_cols < w->cols ? c + w->block_cols : w->cols;
-        for (; c < end; c++)
-            out[c] = e4m3_value[p[c]] * s;
-    }
-}
-
-static void decode_e2m1(float *restrict out, const struct wmat *w, size_t r)
-{
-    const uint8_t *restrict p = w->codes + r * w->code_ld;
-    const uint8_t *scale = w->scales + r / w->block_rows * w->scale_ld;
-    for (size_t c = 0; c < w->cols; scale++) {
-        float s = e8m0_value(*scale), v[16];
-        for (int i = 0; i < 16; i++)
-            v[i] = e2m1_value[i] * s;
-        size_t end = c + w->block_cols < w->cols ? c + w->block_cols : w->cols;
-        for (; c < end; c += 2) {
-            out[c] = v[p[c / 2] & 15];
-            out[c + 1] = v[p[c / 2] >> 4];
-        }
-    }
-}
-
-static void decode(float *out, const struct wmat *w, size_t r)
-{
-    /* ORDER FORMATS */
-    static void (*const by_format[N_WFORMATS])(float *, const struct wmat *, size_t) = {
-        decode_f32, decode_f16, decode_bf16, decode_e4m3, decode_e2m1};
-    by_format[w->format](out, w, r);
-}
 
 /* Four rows against one weight row; each sum in the order of dot_lanes. */
 static void dot4(float y[4], const float *const x[4], const float *restrict b, size_t n)
@@ -80,11 +22,12 @@ static void dot4(float y[4], const float *const x[4], const float *restrict b, s
         y[k] = fold(s[k]);
 }
 
+/* Each weight row is expanded exactly to floats once and used by every row of the batch. */
 static void matmul(float *y, size_t ldy, const float *x, size_t ldx, const uint32_t *pick, size_t m,
                    const struct wmat *w, size_t r0, size_t r1, float *tmp)
 {
     for (size_t r = r0; r < r1; r++) {
-        decode(tmp, w, r);
+        decode_scalar(tmp, w, r);
         size_t i = 0;
         for (; i + 4 <= m; i += 4) {
             const float *row[4];
@@ -100,15 +43,91 @@ static void matmul(float *y, size_t ldy, const float *x, size_t ldx, const uint3
     }
 }
 
+/* ------------------------------------------------------------------ quantized activations */
+
+/* Integers of one group of a row, in plain column order. */
+static void row_codes(int32_t *v, const struct qrows *x, size_t row, size_t c)
+{
+    const int8_t *q8 = x->code;
+    const int16_t *q16 = x->code;
+    for (size_t i = 0; i < GROUP; i++)
+        v[i] = x->kind == Q_8 ? q8[row * x->cols + octet_place(c + i)] : q16[row * x->cols + c + i];
+}
+
+/* What the integers of a group are worth: the scale of the weights times that of the row. */
+static float unit(const struct wmat *w, size_t r, size_t c, float scale)
+{
+    float doubled = w->format == W_E2M1 ? 0.5f : w->format == W_E4M3 ? 0x1p-6f : 1;
+    return weight_scale(w, r, c) * (doubled * scale);
+}
+
+static void matmul_fast(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m,
+                        const struct wmat *w, size_t r0, size_t r1)
+{
+    for (size_t r = r0; r < r1; r++) {
+        for (size_t i = 0; i < m; i++)
+            y[i * ldy + r] = 0;
+        for (size_t c = 0; c < w->cols; c += GROUP) {
+            int32_t a[GROUP], b[GROUP];
+            decode_codes(b, w, r, c);
+            for (size_t i = 0; i < m; i++) {
+                size_t row = pick ? pick[i] : i;
+                int32_t s = 0;
+                row_codes(a, x, row, c);
+                for (size_t k = 0; k < GROUP; k++)
+                    s += a[k] * b[k];
+                float u = unit(w, r, c, x->scale[(row * x->cols + c) / GROUP]);
+                y[i * ldy + r] = fmaf((float)s, u, y[i * ldy + r]);
+            }
+        }
+    }
+}
+
+/* Rounds to nearest even without a libm call; |x| < 2^21. */
+static int32_t nearest(float x)
+{
+    return (int32_t)bits_of_float(x + 0x1.8p23f) - 0x4b400000;
+}
+
+static void quantize_group(struct qrows *q, size_t r, const float *x, size_t c)
+{
+    int8_t *q8 = (int8_t *)q->code + r * q->cols;
+    int16_t *q16 = (int16_t *)q->code + r * q->cols + c;
+    size_t at = (r * q->cols + c) / GROUP;
+    const float limit = q->kind == Q_8 ? 127 : 2047;
+    float max = 0;
+    bool finite = true;
+    for (size_t i = 0; i < GROUP; i++) {
+        float a = fabsf(x[c + i]);
+        finite = finite && a < INFINITY;
+        max = a > max ? a : max;
+    }
+    bool zero = !finite || max < 0x1p-100f;
+    float inverse = zero ? 0 : limit / max;
+    q->scale[at] = !finite ? NAN : zero ? 0 : max / limit;
+    q->sum[at] = 0;
+    for (size_t i = 0; i < GROUP; i++) {
+        int32_t v = zero ? 0 : nearest(x[c + i] * inverse);
+        q->sum[at] += v;
+        if (q->kind == Q_8)
+            q8[octet_place(c + i)] = (int8_t)v;
+        else
+            q16[i] = (int16_t)v;
+    }
+}
+
+static void quantize(struct qrows *q, size_t r, const float *x, size_t c0, size_t c1)
+{
+    for (size_t c = c0; c < c1; c += GROUP)
+        quantize_group(q, r, x, c);
+}
+
 void matmul_init_scalar(struct kernels *k)
 {
     k->matmul = matmul;
-    k->decode = decode;
-}
-
-void kernels_init_scalar(struct kernels *k)
-{
-    *k = (struct kernels){.level = "scalar"};
-    matmul_init_scalar(k);
-    rows_init_scalar(k);
+    k->matmul_fast = matmul_fast;
+    k->quantize = quantize;
+    k->decode = decode_scalar;
+    k->fast[W_E2M1] = k->fast[W_Q8] = k->fast[W_Q4] = Q_8;
+    k->fast[W_E4M3] = Q_16;
 }

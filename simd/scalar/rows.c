@@ -107,6 +107,37 @@ static void index_scores(float *score, const float *q, const float *w, size_t he
     }
 }
 
+/* One group of a key as doubled codes in plain order. */
+static void key_codes(int32_t *v, const uint8_t *key, size_t c)
+{
+    for (size_t i = 0; i < GROUP; i++)
+        v[i] = (int32_t)(2 * e2m1_value[key[(c + i) / 2] >> (c + i) % 2 * 4 & 15]);
+}
+
+static void index_codes(float *score, const struct index_query *q, const uint8_t *key, size_t n)
+{
+    size_t groups = q->width / GROUP, bytes = q->width / 2 + groups;
+    for (size_t i = 0; i < n; i++, key += bytes) {
+        float t[PANEL] = {0};
+        for (size_t h = 0; h < q->panels * PANEL; h++) {
+            const int8_t *code = q->code + h / PANEL * q->width * PANEL + h % PANEL * 4;
+            const float *scale = q->scale + h / PANEL * groups * PANEL + h % PANEL;
+            float a = 0;
+            for (size_t g = 0; g < groups; g++) {
+                int32_t k[GROUP], s = 0;
+                key_codes(k, key, g * GROUP);
+                for (size_t c = 0; c < GROUP; c++) {
+                    size_t at = octet_place(g * GROUP + c);
+                    s += k[c] * code[at / 4 * 4 * PANEL + at % 4];
+                }
+                a = fmaf((float)s, scale[g * PANEL] * e8m0_value(key[q->width / 2 + g]), a);
+            }
+            t[h % PANEL] = fmaf(q->weight[h], a > 0 ? a : 0, t[h % PANEL]);
+        }
+        score[i] = fold(t);
+    }
+}
+
 void rows_init_scalar(struct kernels *k)
 {
     k->sum_squares = sum_squares;
@@ -114,4 +145,5 @@ void rows_init_scalar(struct kernels *k)
     k->rows = rows;
     k->attend = attend;
     k->index = index_scores;
+    k->index_codes = index_codes;
 }

@@ -6,6 +6,13 @@
 
 void matmul_init_scalar(struct kernels *k);
 void rows_init_scalar(struct kernels *k);
+void mix_init_scalar(struct kernels *k);
+
+void decode_scalar(float *out, const struct wmat *w, size_t r);
+/* The scale of (r, c); 1 for formats without. */
+float weight_scale(const struct wmat *w, size_t r, size_t c);
+/* The integers that matmul_fast takes for columns c .. c + GROUP of row r. */
+void decode_codes(int32_t *v, const struct wmat *w, size_t r, size_t c);
 
 /* The order of additions of every float sum here: 16 running sums (compilers make vectors of
  * them), folded by halves. */

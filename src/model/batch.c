@@ -34,18 +34,13 @@ static uint64_t max2(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-static uint64_t min2(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
 static uint64_t max4(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
 {
     return max2(max2(a, b), max2(c, d));
 }
 
 /* Floats each lane needs for itself: an expanded row of any matrix, a tile of attention, the
- * compressors' running sums, a heap. */
+ * compressors' running sums, an indexer's query and its best entries. */
 static uint64_t scratch_floats(const struct config *c)
 {
     uint64_t columns = (uint64_t)(c->n_engram ? c->engram_ngram - 1 : 0) * c->engram_heads;
@@ -54,35 +49,21 @@ static uint64_t scratch_floats(const struct config *c)
              (uint64_t)c->o_groups * c->o_lora,
              max4(c->q_lora, (uint64_t)c->d_ff * max2(c->n_shared, 1), c->head_dim,
                   columns * c->engram_dim));
-    uint64_t attend = (uint64_t)ATTEND_TILE * c->head_dim + 2ull * c->n_heads;
-    uint64_t pool = 3ull * c->head_dim + c->rope_dim + 3ull * c->index_dim;
-    return (max4(row, attend, pool, max2(c->index_topk, c->candidate_blocks)) + 15) & ~15ull;
+    return (max4(row, attend_words(c), compress_words(c), choose_words(c)) + 15) & ~15ull;
 }
 
-/* The longest score list of a row, with room for block maxima behind it. */
-static uint64_t score_floats(const struct model *m, size_t max_ctx)
+static void take_quantized(struct taker *t, struct qrows *q, enum qkind kind, uint64_t rows,
+                           uint64_t cols)
 {
-    uint64_t n = 1;
-    for (uint32_t l = 0; l < m->cfg->n_layers; l++) {
-        const struct layer *L = &m->layer[l];
-        if (!L->index_source)
-            continue;
-        uint64_t visible = max_ctx / L->ratio, block = m->cfg->candidate_block;
-        if (L->candidates) { /* whole blocks, of those that can exist at all */
-            uint64_t blocks = (visible + block - 1) / block;
-            visible = min2(blocks, m->cfg->candidate_blocks) * block;
-        } else if ((int32_t)l == m->cfg->candidate_source) {
-            visible += visible / block + 1;
-        }
-        n = max2(n, visible);
-    }
-    return n;
+    q->kind = kind;
+    q->cols = (size_t)cols;
+    take(t, &q->code, rows * cols, kind == Q_8 ? 1 : 2);
+    take(t, &q->scale, rows * (cols / GROUP), sizeof *q->scale);
+    take(t, &q->sum, rows * (cols / GROUP), sizeof *q->sum);
 }
 
-enum { SCORE_BUDGET = 8 << 20 }; /* floats of all score lists together, unless one row needs more */
-
-static void layout(struct taker *t, const struct model *m, uint64_t n, uint64_t seqs,
-                   size_t max_ctx, int lanes, struct batch *b)
+static void layout(struct taker *t, const struct model *m, uint64_t n, uint64_t seqs, int lanes,
+                   struct batch *b)
 {
     const struct config *c = m->cfg;
     uint64_t hc = c->hc_mult, d = c->d, heads = (uint64_t)c->n_heads * c->head_dim, k = c->top_k;
@@ -90,23 +71,26 @@ static void layout(struct taker *t, const struct model *m, uint64_t n, uint64_t 
     if (c->n_engram)
         columns = (uint64_t)(c->engram_ngram - 1) * c->engram_heads;
     b->scratch_ld = (size_t)scratch_floats(c);
-    b->score_ld = (size_t)score_floats(m, max_ctx);
-    b->score_rows = (size_t)max2(1, SCORE_BUDGET / b->score_ld);
-    b->score_rows = b->score_rows < n ? b->score_rows : (size_t)n;
 
     take(t, &b->seg, seqs, sizeof *b->seg);
     take(t, &b->row_seg, n, sizeof *b->row_seg);
     take(t, &b->pos, n, sizeof *b->pos);
     take(t, &b->token, n, sizeof *b->token);
     take(t, &b->want, n, sizeof *b->want);
+    take(t, &b->bulk, n, sizeof *b->bulk);
     take(t, &b->sel, n * c->index_topk, sizeof *b->sel);
     take(t, &b->n_sel, n, sizeof *b->n_sel);
+    take(t, &b->piece_end, (uint64_t)lanes, sizeof *b->piece_end);
+    take(t, &b->piece, c->index_topk ? (n + (uint64_t)lanes) * piece_words(c) : 0,
+         sizeof *b->piece);
     take(t, &b->cand, n * c->candidate_blocks, sizeof *b->cand);
     take(t, &b->n_cand, n, sizeof *b->n_cand);
+    take(t, &b->group_row, n * c->o_groups, sizeof *b->group_row);
     take(t, &b->pick, n * k, sizeof *b->pick);
     take(t, &b->expert_at, (uint64_t)c->n_experts + 1, sizeof *b->expert_at);
     take(t, &b->expert_row, n * k, sizeof *b->expert_row);
     take(t, &b->expert_slot, n * k, sizeof *b->expert_slot);
+    take(t, &b->identity, n * k, sizeof *b->identity);
 
     const struct {
         float **at;
@@ -117,12 +101,14 @@ static void layout(struct taker *t, const struct model *m, uint64_t n, uint64_t 
         {&b->h, n * hc * d},
         {&b->x, n * d},
         {&b->y, n * d},
+        {&b->hc_part, n * hc_part_floats(c)},
         {&b->mix, n * (2 + hc) * hc},
         {&b->pre, n * hc},
         {&b->post, n * hc},
         {&b->comb, n * hc * hc},
         {&b->carried, n * hc},
         {&b->qr, n * c->q_lora},
+        {&b->qr_squares, n * (((uint64_t)c->q_lora + ROW_UNIT - 1) / ROW_UNIT)},
         {&b->q, n * heads},
         {&b->o, n * heads},
         {&b->z, n * c->o_groups * c->o_lora},
@@ -131,15 +117,13 @@ static void layout(struct taker *t, const struct model *m, uint64_t n, uint64_t 
         {&b->cg, n * coff * c->head_dim},
         {&b->ik, n * coff * c->index_dim},
         {&b->ig, n * coff * c->index_dim},
-        {&b->latent, c->family == FAMILY_V41 ? n * c->head_dim : 0},
-        {&b->lkey, c->family == FAMILY_V41 ? n * c->index_dim : 0},
         {&b->iq, n * c->index_heads * c->index_dim},
         {&b->iw, n * c->index_heads},
-        {&b->score, b->score_rows * b->score_ld},
         {&b->router, n * c->n_experts},
         {&b->pick_w, n * k},
         {&b->expert_w, n * k},
-        {&b->up, n * (k + c->n_shared) * c->d_ff},
+        {&b->up, n * k * c->d_ff},
+        {&b->shared, n * c->n_shared * c->d_ff},
         {&b->gate, n * (k + c->n_shared) * c->d_ff},
         {&b->down, n * k * d},
         {&b->memory, n * columns * c->engram_dim},
@@ -148,18 +132,23 @@ static void layout(struct taker *t, const struct model *m, uint64_t n, uint64_t 
     };
     for (size_t i = 0; i < sizeof f / sizeof *f; i++)
         take(t, f[i].at, f[i].floats, sizeof(float));
+    for (int a = 0; a < N_ACTS; a++)
+        for (int kind = Q_8; kind < Q_KINDS; kind++)
+            if (m->act_kinds[a] >> kind & 1)
+                take_quantized(t, &b->quant[a][kind], (enum qkind)kind,
+                               n * act_rows(c, (enum act)a), act_width(c, (enum act)a));
 }
 
-uint64_t batch_bytes(const struct model *m, size_t rows, size_t seqs, size_t max_ctx, int lanes)
+uint64_t batch_bytes(const struct model *m, size_t rows, size_t seqs, int lanes)
 {
     struct batch unused = {0};
     struct taker t = {.bytes = sizeof unused};
-    layout(&t, m, rows, seqs, max_ctx, lanes, &unused);
+    layout(&t, m, rows, seqs, lanes, &unused);
     return t.bytes;
 }
 
-int batch_open(struct batch **out, const struct model *m, size_t rows, size_t seqs, size_t max_ctx,
-               int lanes, dsv4_err *err)
+int batch_open(struct batch **out, const struct model *m, size_t rows, size_t seqs, int lanes,
+               dsv4_err *err)
 {
     struct batch *b;
     TRY(mem_alloc(&b, 1, sizeof *b, "a batch", err));
@@ -167,11 +156,16 @@ int batch_open(struct batch **out, const struct model *m, size_t rows, size_t se
     b->cap = rows;
     b->cap_seq = seqs;
     struct taker t = {.b = b, .err = err};
-    layout(&t, m, rows, seqs, max_ctx, lanes, b);
+    layout(&t, m, rows, seqs, lanes, b);
     if (t.rc != 0) {
         batch_close(b);
         return t.rc;
     }
+    for (uint32_t g = 0; g < m->cfg->o_groups; g++)
+        for (size_t i = 0; i < rows; i++)
+            b->group_row[g * rows + i] = (uint32_t)i * m->cfg->o_groups + g;
+    for (size_t i = 0; i < rows * m->cfg->top_k; i++)
+        b->identity[i] = (uint32_t)i;
     *out = b;
     return 0;
 }
@@ -203,6 +197,7 @@ void batch_add(struct batch *b, struct cache *cache, int32_t token, bool want_lo
     cache->token[pos] = token;
     if (cache->folded)
         cache->folded[pos] = b->m->engram_map[token];
+    b->bulk[b->n] = !want_logits;
     if (want_logits)
         b->want[b->n_want++] = (uint32_t)b->n;
     b->n++;
@@ -225,6 +220,7 @@ void embed(const struct lane *l, struct batch *b)
             rope_pairs(b->cs[i] + r * c->rope_dim, b->m->freq[i], c->rope_dim, b->pos[r]);
     }
     lane_barrier(l);
+    lap(l, b, -1, OP_EMBED);
 }
 
 /* b->x (rows whose logits are wanted) -> logits. */
@@ -233,12 +229,18 @@ void head(const struct lane *l, struct batch *b)
     const struct config *c = b->m->cfg;
     size_t d = c->d, r0, r1;
     lane_split(l, b->n_want, 1, &r0, &r1);
-    for (size_t r = r0; r < r1; r++)
+    for (size_t r = r0; r < r1; r++) {
         rms(&b->m->k, b->x + r * d, b->x + r * d, b->m->norm, d, c->eps);
+        act_ready(b, ACT_X, r, 0, d);
+    }
     lane_barrier(l);
     TAP(l, b, -1, "final_norm", b->x, b->n_want, d);
-    linear(l, b, b->logits, c->vocab, b->x, d, b->n_want, &b->m->head);
+    if (b->m->k.fast[b->m->head.plain.format] == Q_16) /* rows are those of b->want here */
+        linear(l, b, b->logits, c->vocab, b->x, d, b->n_want, &b->m->head);
+    else
+        linear_act(l, b, b->logits, c->vocab, ACT_X, b->n_want, &b->m->head);
     lane_barrier(l);
+    lap(l, b, -1, OP_HEAD);
 }
 
 static void run(const struct lane *l, void *arg)
@@ -250,8 +252,30 @@ static void run(const struct lane *l, void *arg)
         forward_v41(l, b);
 }
 
+int batch_time(struct batch *b, dsv4_err *err)
+{
+    TRY(mem_grow(&b->owned, &b->cap_owned, b->n_owned + 1, sizeof *b->owned, "a batch", err));
+    TRY(mem_alloc(&b->spent, (size_t)b->m->cfg->n_layers + 1, N_OPS * sizeof *b->spent, "timings",
+                  err));
+    b->owned[b->n_owned++] = b->spent;
+    return 0;
+}
+
+void lap_end(struct batch *b, int layer, enum op op)
+{
+    double now = clock_seconds();
+    size_t row = layer < 0 ? b->m->cfg->n_layers : (size_t)layer;
+    b->spent[row * N_OPS + op] += now - b->lap;
+    b->lap = now;
+}
+
 void forward(struct pool *pool, struct batch *b)
 {
+    if (b->spent) {
+        b->lap = clock_seconds();
+        b->steps++;
+        b->rows_timed += b->n;
+    }
     pool_run(pool, run, b);
     for (size_t i = 0; i < b->n_seg; i++) {
         struct cache *c = b->seg[i].cache;

@@ -53,6 +53,13 @@ static int bind_indexer(struct model *m, struct layer *L, dsv4_err *err)
     return bind_vector(m, &x->k_norm, c->index_dim, err, "layers.%u.attn.indexer.k_norm.weight", l);
 }
 
+/* Takes the matrix that was bound last out of the list of those that become panels. */
+static void stay_plain(struct model *m, const struct matrix *w)
+{
+    if (m->n_matrix > 0 && m->matrix[m->n_matrix - 1] == w)
+        m->n_matrix--;
+}
+
 static int bind_attention(struct model *m, struct layer *L, dsv4_err *err)
 {
     const struct config *c = m->cfg;
@@ -65,6 +72,8 @@ static int bind_attention(struct model *m, struct layer *L, dsv4_err *err)
     TRY(bind_vector(m, &L->kv_norm, c->head_dim, err, "layers.%u.attn.kv_norm.weight", l));
     TRY(bind_matrix(m, &L->wo_a, groups, heads / c->o_groups, err, "layers.%u.attn.wo_a.weight",
                     l));
+    if (c->o_lora % ROW_UNIT != 0)
+        stay_plain(m, &L->wo_a); /* its rows are used in groups of o_lora */
     TRY(bind_matrix(m, &L->wo_b, c->d, groups, err, "layers.%u.attn.wo_b.weight", l));
     TRY(bind_vector(m, &L->sink, c->n_heads, err, "layers.%u.attn.attn_sink", l));
     if (L->kv_source) {
@@ -88,6 +97,8 @@ static int bind_hash(struct model *m, struct layer *L, dsv4_err *err)
 {
     const struct config *c = m->cfg;
     char name[64], shape[128];
+    if (m->synthetic)
+        return synthetic_ids(m, L, err);
     snprintf(name, sizeof name, "layers.%u.ffn.gate.tid2eid", L->id);
     const struct tensor *t = store_find(m->store, name);
     if (!t)
@@ -127,7 +138,7 @@ static int bind_moe(struct model *m, struct layer *L, dsv4_err *err)
     else
         TRY(bind_vector(m, &L->moe.bias, c->n_experts, err, "layers.%u.ffn.gate.bias", L->id));
     TRY(model_own(m, &L->moe.expert, c->n_experts, sizeof *L->moe.expert, "experts", err));
-    for (uint32_t e = 0; e < c->n_experts; e++) {
+    for (uint32_t e = 0; e < synthetic_experts(m); e++) {
         snprintf(name, sizeof name, "layers.%u.ffn.experts.%u", L->id, e);
         TRY(bind_expert(m, &L->moe.expert[e], c->d_ff, name, err));
     }
@@ -146,7 +157,7 @@ static int bind_engram(struct model *m, struct layer *L, uint64_t rows, dsv4_err
                        (unsigned long long)columns, MAX_ENGRAM_COLUMNS);
     TRY(model_own(m, &L->engram, 1, sizeof *L->engram, "engram", err));
     e = L->engram;
-    TRY(bind_matrix(m, &e->embed, rows, c->engram_dim, err, "layers.%u.engram.embed.weight", l));
+    TRY(bind_table(m, &e->embed, rows, c->engram_dim, err, "layers.%u.engram.embed.weight", l));
     TRY(bind_matrix(m, &e->wkv, (uint64_t)(c->hc_mult + 1) * c->d, columns * c->engram_dim, err,
                     "layers.%u.engram.wkv.weight", l));
     float *k;
@@ -210,7 +221,7 @@ static int bind_all(struct model *m, dsv4_err *err)
     if (c->hc_mult > MAX_HC)
         return err_set(err, DSV4_REFUSED, "config.json: hc_mult is %u; at most %d", c->hc_mult,
                        MAX_HC);
-    TRY(bind_matrix(m, &m->embed, c->vocab, c->d, err, "embed.weight"));
+    TRY(bind_table(m, &m->embed, c->vocab, c->d, err, "embed.weight"));
     TRY(bind_matrix(m, &m->head, c->vocab, c->d, err, "head.weight"));
     TRY(bind_vector(m, &m->norm, c->d, err, "norm.weight"));
     if (c->family == FAMILY_V4)
@@ -228,16 +239,35 @@ static int bind_all(struct model *m, dsv4_err *err)
     return 0;
 }
 
-int model_bind(struct model **out, struct config *cfg, struct store *store, bool cache_quant,
-               dsv4_err *err)
+int model_kernels(struct kernels *k, dsv4_err *err)
+{
+    const char *level = getenv("DSV4_SIMD"), *name;
+    if (kernels_init(k, level))
+        return 0;
+    char have[128] = "";
+    size_t len = 0;
+    bool available;
+    for (size_t i = 0; (name = kernels_level(i, &available)); i++)
+        if (available && len < sizeof have)
+            len += (size_t)snprintf(have + len, sizeof have - len, " %s", name);
+    return err_set(err, DSV4_USAGE, "DSV4_SIMD=%s: this machine has%s", level, have);
+}
+
+static int bind_new(struct model **out, struct config *cfg, struct store *store,
+                    const struct synthetic_options *made, bool cache_quant, dsv4_err *err)
 {
     struct model *m;
     TRY(mem_alloc(&m, 1, sizeof *m, "a model", err));
     m->cfg = cfg;
     m->store = store;
-    kernels_init(&m->k);
+    int rc = model_kernels(&m->k, err);
+    if (rc == 0 && made)
+        rc = synthetic_open(m, made, err);
     cache_shapes(m, cache_quant);
-    int rc = bind_all(m, err);
+    if (rc == 0)
+        rc = bind_all(m, err);
+    if (rc == 0 && made)
+        rc = synthetic_engram(m, err);
     if (rc != 0) {
         model_close(m);
         return rc;
@@ -246,13 +276,29 @@ int model_bind(struct model **out, struct config *cfg, struct store *store, bool
     return 0;
 }
 
+int model_bind(struct model **out, struct config *cfg, struct store *store, bool cache_quant,
+               dsv4_err *err)
+{
+    return bind_new(out, cfg, store, NULL, cache_quant, err);
+}
+
+int model_bind_synthetic(struct model **out, struct config *cfg, const struct synthetic_options *o,
+                         bool cache_quant, dsv4_err *err)
+{
+    return bind_new(out, cfg, NULL, o, cache_quant, err);
+}
+
 void model_close(struct model *m)
 {
     if (!m)
         return;
+    for (int i = 0; i < m->n_arenas; i++)
+        mem_unmap(m->arena[i].at, m->arena[i].bytes);
     for (size_t i = 0; i < m->n_owned; i++)
         free(m->owned[i]);
     free(m->owned);
+    free(m->matrix);
     free(m->engram_map);
+    synthetic_close(m->synthetic);
     free(m);
 }

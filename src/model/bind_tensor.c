@@ -102,20 +102,45 @@ static int bind_found(struct model *m, struct wmat *w, const struct tensor *t, u
         va_end(ap_);                                   \
     } while (0)
 
-int bind_matrix(struct model *m, struct wmat *out, uint64_t rows, uint64_t cols, dsv4_err *err,
+static int bind_named(struct model *m, struct wmat *w, uint64_t rows, uint64_t cols, bool table,
+                      const char *name, dsv4_err *err)
+{
+    const struct tensor *t;
+    if (m->synthetic)
+        return synthetic_matrix(m, w, name, rows, cols, table, err);
+    TRY(lookup(m, &t, name, err));
+    return bind_found(m, w, t, rows, cols, err);
+}
+
+int bind_table(struct model *m, struct wmat *out, uint64_t rows, uint64_t cols, dsv4_err *err,
+               const char *format, ...)
+{
+    char name[NAME_CAP];
+    FORMAT_NAME(name, format);
+    return bind_named(m, out, rows, cols, true, name, err);
+}
+
+int bind_matrix(struct model *m, struct matrix *out, uint64_t rows, uint64_t cols, dsv4_err *err,
                 const char *format, ...)
 {
     char name[NAME_CAP];
     FORMAT_NAME(name, format);
-    const struct tensor *t;
-    TRY(lookup(m, &t, name, err));
-    return bind_found(m, out, t, rows, cols, err);
+    TRY(bind_named(m, &out->plain, rows, cols, false, name, err));
+    out->rows = out->plain.rows;
+    out->cols = out->plain.cols;
+    if (!panel_fits(&out->plain))
+        return 0;
+    TRY(mem_grow(&m->matrix, &m->cap_matrix, m->n_matrix + 1, sizeof *m->matrix, "a model", err));
+    m->matrix[m->n_matrix++] = out;
+    return 0;
 }
 
 int bind_vector(struct model *m, float **out, uint64_t n, dsv4_err *err, const char *format, ...)
 {
     char name[NAME_CAP], want[SHAPE_CAP];
     FORMAT_NAME(name, format);
+    if (m->synthetic)
+        return synthetic_vector(m, out, n, name, err);
     const struct tensor *t;
     TRY(lookup(m, &t, name, err));
     uint64_t have = 1;

@@ -22,20 +22,13 @@ static struct closing closes(const struct segment *s, uint32_t ratio)
     return (struct closing){first, (s->pos + s->n) / ratio - first};
 }
 
-/* Calls of the lanes go round-robin over all entries that the batch closes; `slot` counts them. */
+/* All entries that the batch closes, `slot` counting them, go round-robin over the lanes; the
+ * first one to the last lane, as the first lane has the row of a step of one row. */
 #define FOR_CLOSING(l, b, ratio, seg, entry, slot)                                           \
     for (size_t seg = 0, slot = 0; seg < (b)->n_seg; seg++)                                  \
         for (struct closing cl_ = closes(&(b)->seg[seg], ratio); cl_.n > 0; cl_.n--, slot++) \
             for (size_t entry = cl_.first++, once_ = 1;                                      \
-                 once_ && slot % (size_t)(l)->n == (size_t)(l)->id; once_ = 0)
-
-static size_t count_closing(const struct batch *b, uint32_t ratio)
-{
-    size_t n = 0;
-    for (size_t s = 0; s < b->n_seg; s++)
-        n += closes(&b->seg[s], ratio).n;
-    return n;
-}
+                 once_ && (slot + (size_t)(l)->id + 1) % (size_t)(l)->n == 0; once_ = 0)
 
 /* k or gate row of the token at `pos`: from this step, or from the ring. */
 static const float *token_row(const struct segment *s, const float *fresh, const float *ring,
@@ -94,15 +87,8 @@ static void make_entry(float *out, const struct batch *b, const struct compresso
     rms(&b->m->k, out, out, p->norm, p->width, b->m->cfg->eps);
 }
 
-static void rotate_entry(const struct batch *b, const struct layer *L, float *x, size_t width,
-                         size_t e, float *cs)
-{
-    uint32_t r = b->m->cfg->rope_dim;
-    rope_pairs(cs, b->m->freq[1], r, e * L->ratio);
-    rope(x, width, r, cs, false);
-}
-
-/* The Hadamard rotation belongs to the fp4 rounding: both or none (spec: architecture, section 4). */
+/* The Hadamard rotation belongs to the fp4 rounding: both or none (spec: architecture, section
+ * 4). */
 static void store_key(const struct batch *b, uint8_t *row, float *key)
 {
     struct rshape s = b->m->key_row;
@@ -113,20 +99,37 @@ static void store_key(const struct batch *b, uint8_t *row, float *key)
 
 void compress_project(const struct lane *l, struct batch *b, const struct layer *L)
 {
-    size_t d = b->m->cfg->d;
     const struct compressor *p[2] = {&L->comp, &L->index.own};
     float *k[2] = {b->ck, b->ik}, *g[2] = {b->cg, b->ig};
     for (int i = 0; i < 2; i++) {
         size_t ld = (size_t)p[i]->coff * p[i]->width;
         if (p[i]->ratio == 0)
             continue;
-        linear(l, b, k[i], ld, b->x, d, b->n, &p[i]->wkv);
+        linear_act(l, b, k[i], ld, ACT_X, b->n, &p[i]->wkv);
         if (p[i]->ratio > 1)
-            linear(l, b, g[i], ld, b->x, d, b->n, &p[i]->wgate);
+            linear_act(l, b, g[i], ld, ACT_X, b->n, &p[i]->wgate);
     }
 }
 
-void compress_pool(const struct lane *l, struct batch *b, const struct layer *L)
+/* y = W x by one lane alone: small matrices of which a phase of their own would cost more. */
+static void multiply(const struct batch *b, float *y, const float *x, const struct matrix *w,
+                     float *tmp)
+{
+    const struct kernels *k = &b->m->k;
+    if (w->n_parts == 0)
+        k->matmul(y, w->rows, x, w->cols, NULL, 1, &w->plain, 0, w->rows, tmp);
+    for (uint32_t i = 0; i < w->n_parts; i++) {
+        const struct part *p = &w->part[i];
+        k->matmul(y + p->first, w->rows, x, w->cols, NULL, 1, &p->w, 0, p->w.rows, tmp);
+    }
+}
+
+size_t compress_words(const struct config *c)
+{
+    return 3 * (size_t)c->head_dim + c->rope_dim + 3 * (size_t)c->index_dim;
+}
+
+void compress_entries(const struct lane *l, struct batch *b, const struct layer *L)
 {
     const struct config *c = b->m->cfg;
     float *tmp = lane_scratch(l, b), *cs = tmp + 2 * c->head_dim, *x = cs + c->rope_dim;
@@ -135,28 +138,24 @@ void compress_pool(const struct lane *l, struct batch *b, const struct layer *L)
     {
         const struct segment *s = &b->seg[seg];
         struct layer_cache *lc = &s->cache->layer[L->id];
-        if (c->family == FAMILY_V41) { /* keys come from the entry before its rotation */
-            make_entry(b->latent + slot * c->head_dim, b, &L->comp, s, b->ck, b->cg, &lc->open, e,
-                       tmp);
-            continue;
-        }
+        rope_pairs(cs, b->m->freq[1], c->rope_dim, e * L->ratio);
         make_entry(x, b, &L->comp, s, b->ck, b->cg, &lc->open, e, tmp);
-        rotate_entry(b, L, x, c->head_dim, e, cs);
+        bool keys = true;
+        if (L->index.own.ratio > 0) {
+            make_entry(key, b, &L->index.own, s, b->ik, b->ig, &lc->key_open, e, ktmp);
+        } else if (L->index.wk.rows > 0) { /* V4.1: from the entry before its rotation */
+            multiply(b, key, x, &L->index.wk, tmp);
+            rms(&b->m->k, key, key, L->index.k_norm, c->index_dim, c->eps);
+        } else {
+            keys = false; /* nobody selects */
+        }
+        if (keys) {
+            rope(key, c->index_dim, c->rope_dim, cs, false);
+            store_key(b, rowlist_at(&lc->key, e), key);
+        }
+        rope(x, c->head_dim, c->rope_dim, cs, false);
         row_encode(rowlist_at(&lc->entry, e), x, b->m->entry_row);
-        if (L->index.own.ratio == 0)
-            continue;
-        make_entry(key, b, &L->index.own, s, b->ik, b->ig, &lc->key_open, e, ktmp);
-        rotate_entry(b, L, key, c->index_dim, e, cs);
-        store_key(b, rowlist_at(&lc->key, e), key);
     }
-}
-
-void compress_keys(const struct lane *l, struct batch *b, const struct layer *L)
-{
-    const struct config *c = b->m->cfg;
-    if (c->family == FAMILY_V41)
-        linear(l, b, b->lkey, c->index_dim, b->latent, c->head_dim, count_closing(b, L->ratio),
-               &L->index.wk);
 }
 
 /* The last rows of a segment enter the ring of open groups. */
@@ -171,25 +170,8 @@ static void remember(struct open_group *g, const struct segment *s, const float 
     }
 }
 
-void compress_store(const struct lane *l, struct batch *b, const struct layer *L)
+void compress_remember(const struct lane *l, struct batch *b, const struct layer *L)
 {
-    const struct config *c = b->m->cfg;
-    float *cs = lane_scratch(l, b);
-    if (c->family == FAMILY_V41) {
-        FOR_CLOSING(l, b, L->ratio, seg, e, slot)
-        {
-            struct layer_cache *lc = &b->seg[seg].cache->layer[L->id];
-            float *key = b->lkey + slot * c->index_dim, *x = b->latent + slot * c->head_dim;
-            rope_pairs(cs, b->m->freq[1], c->rope_dim, e * L->ratio);
-            if (L->index.wk.rows > 0) { /* none where nobody selects */
-                rms(&b->m->k, key, key, L->index.k_norm, c->index_dim, c->eps);
-                rope(key, c->index_dim, c->rope_dim, cs, false);
-                store_key(b, rowlist_at(&lc->key, e), key);
-            }
-            rope(x, c->head_dim, c->rope_dim, cs, false);
-            row_encode(rowlist_at(&lc->entry, e), x, b->m->entry_row);
-        }
-    }
     for (size_t i = (size_t)l->id; i < b->n_seg; i += (size_t)l->n) {
         struct layer_cache *lc = &b->seg[i].cache->layer[L->id];
         if (lc->open.cap)

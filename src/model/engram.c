@@ -55,6 +55,7 @@ void engram(const struct lane *l, struct batch *b, const struct layer *L)
         engram_gate(&b->m->k, b->h + r * hc * d, b->mkv + r * ld, e->qk, hc, d, c->eps,
                     b->pre + r * hc, b->post + r * hc); /* both free until the next site */
     lane_barrier(l);
+    lap(l, b, (int)L->id, OP_ENGRAM);
     TAP(l, b, (int)L->id, "engram_dot", b->pre, b->n, hc);
     TAP(l, b, (int)L->id, "engram_gate", b->post, b->n, hc);
     TAP(l, b, (int)L->id, "engram_resid", b->h, b->n, hc * d);

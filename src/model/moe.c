@@ -91,15 +91,6 @@ void route(const struct config *c, float *z, const float *bias, uint32_t *chosen
         weight[j] *= c->routed_scale;
 }
 
-float swiglu(float g, float u, float limit)
-{
-    if (limit > 0) {
-        g = g > limit ? limit : g;
-        u = u > limit ? limit : u < -limit ? -limit : u;
-    }
-    return g / (1.0f + expf(-g)) * u;
-}
-
 static void experts_of_token(const struct batch *b, const struct layer *L, size_t row,
                              uint32_t *chosen)
 {
@@ -109,24 +100,6 @@ static void experts_of_token(const struct batch *b, const struct layer *L, size_
         memcpy(&chosen[j], p, sizeof chosen[j]); /* little endian, checked to be below E */
     }
     sort_experts(chosen, k);
-}
-
-static void choose_experts(const struct lane *l, struct batch *b, const struct layer *L)
-{
-    const struct config *c = b->m->cfg;
-    size_t k = c->top_k, r0, r1;
-    linear(l, b, b->router, c->n_experts, b->x, c->d, b->n, &L->moe.gate);
-    lane_barrier(l);
-    lane_split(l, b->n, 1, &r0, &r1);
-    for (size_t r = r0; r < r1; r++) {
-        if (L->hashed)
-            experts_of_token(b, L, r, b->pick + r * k);
-        route(c, b->router + r * c->n_experts, L->moe.bias, b->pick + r * k, b->pick_w + r * k);
-    }
-    lane_barrier(l);
-    TAP(l, b, (int)L->id, "router", b->router, b->n, c->n_experts);
-    TAP(l, b, (int)L->id, "expert_w", b->pick_w, b->n, k);
-    TAP(l, b, (int)L->id, "experts", NULL, b->n, 0);
 }
 
 /* Counting sort of (row, choice) by expert. */
@@ -150,55 +123,100 @@ static void gather(struct batch *b)
     b->expert_at[0] = 0;
 }
 
-/* up <- weight * silu(w1 x) * w3 x for m rows: this lane's slice of the expert's width. */
-static void expert_up(const struct lane *l, struct batch *b, const struct expert *e, float *up,
-                      float *gate, const uint32_t *pick, const float *weight, size_t m)
+enum { FEW = 17 }; /* rows that one lane routes faster than all can meet */
+
+/* Routes rows r0 .. r1. */
+static void route_rows(struct batch *b, const struct layer *L, size_t r0, size_t r1)
 {
     const struct config *c = b->m->cfg;
-    size_t ff = e->w1.rows, f0, f1;
-    float *tmp = lane_scratch(l, b);
-    lane_split(l, ff, 1, &f0, &f1);
-    b->m->k.matmul(gate, ff, b->x, c->d, pick, m, &e->w1, f0, f1, tmp);
-    b->m->k.matmul(up, ff, b->x, c->d, pick, m, &e->w3, f0, f1, tmp);
-    for (size_t i = 0; i < m; i++)
-        for (size_t f = f0; f < f1; f++)
-            up[i * ff + f] = swiglu(gate[i * ff + f], up[i * ff + f], c->swiglu_limit) *
-                             (weight ? weight[i] : 1);
+    size_t k = c->top_k;
+    for (size_t r = r0; r < r1; r++) {
+        if (L->hashed)
+            experts_of_token(b, L, r, b->pick + r * k);
+        route(c, b->router + r * c->n_experts, L->moe.bias, b->pick + r * k, b->pick_w + r * k);
+    }
 }
 
-void moe(const struct lane *l, struct batch *b, const struct layer *L)
+/* x -> the rows of every expert, with their weights. */
+static void choose_experts(const struct lane *l, struct batch *b, const struct layer *L)
 {
     const struct config *c = b->m->cfg;
-    size_t k = c->top_k, ff = c->d_ff, shared_at = b->n * k * ff, d = c->d, d0, d1;
-    choose_experts(l, b, L);
+    size_t r0, r1;
+    linear_act(l, b, b->router, c->n_experts, ACT_X, b->n, &L->moe.gate);
+    lane_barrier(l);
+    lane_split(l, b->n, 1, &r0, &r1);
+    if (b->n > FEW) {
+        route_rows(b, L, r0, r1);
+        lane_barrier(l);
+    } else if (l->id == 0) {
+        route_rows(b, L, 0, b->n);
+    }
     if (l->id == 0)
         gather(b);
     lane_barrier(l);
+    TAP(l, b, (int)L->id, "router", b->router, b->n, c->n_experts);
+    TAP(l, b, (int)L->id, "expert_w", b->pick_w, b->n, c->top_k);
+    TAP(l, b, (int)L->id, "experts", NULL, b->n, 0);
+}
 
+/* y <- weight * silu(w1 x) * w3 x for m rows of the activation `out`, the first of which is row `at`:
+ * this lane's slice of the expert's width. */
+static void expert_up(const struct lane *l, struct batch *b, const struct expert *e, enum act out,
+                      size_t at, const uint32_t *pick, const float *weight, size_t m, float *y,
+                      float *gate)
+{
+    const struct config *c = b->m->cfg;
+    size_t ff = e->w1.rows, f0, f1;
+    lane_split(l, ff, ROW_UNIT, &f0, &f1);
+    if (f0 == f1)
+        return;
+    product(l, b, gate, ff, ACT_X, pick, m, &e->w1, f0, f1);
+    product(l, b, y, ff, ACT_X, pick, m, &e->w3, f0, f1);
+    for (size_t i = 0; i < m; i++) {
+        b->m->k.swiglu(y + i * ff + f0, gate + i * ff + f0, f1 - f0, c->swiglu_limit,
+                       weight ? weight[i] : 1);
+        act_ready(b, out, at + i, f0, f1);
+    }
+}
+
+/* y <- sum over the row's experts, in ascending order, and the shared one. */
+static void experts_down(const struct lane *l, struct batch *b, const struct layer *L)
+{
+    const struct config *c = b->m->cfg;
+    size_t k = c->top_k, d = c->d, d0, d1;
+    lane_split(l, d, DOT_BLOCK, &d0, &d1);
+    if (d0 == d1)
+        return;
     for (size_t e = 0; e < c->n_experts; e++) {
         size_t at = b->expert_at[e], m = b->expert_at[e + 1] - at;
         if (m > 0)
-            expert_up(l, b, &L->moe.expert[e], b->up + at * ff, b->gate + at * ff,
-                      b->expert_row + at, b->expert_w + at, m);
+            product(l, b, b->down + at * d, d, ACT_UP, b->identity + at, m, &L->moe.expert[e].w2,
+                    d0, d1);
     }
-    expert_up(l, b, &L->moe.shared, b->up + shared_at, b->gate + shared_at, NULL, NULL, b->n);
-    lane_barrier(l);
-
-    lane_split(l, d, 16, &d0, &d1);
-    float *tmp = lane_scratch(l, b);
-    for (size_t e = 0; e < c->n_experts; e++) {
-        size_t at = b->expert_at[e], m = b->expert_at[e + 1] - at;
-        if (m > 0)
-            b->m->k.matmul(b->down + at * d, d, b->up + at * ff, ff, NULL, m, &L->moe.expert[e].w2,
-                           d0, d1, tmp);
-    }
-    b->m->k.matmul(b->y, d, b->up + shared_at, L->moe.shared.w2.cols, NULL, b->n, &L->moe.shared.w2,
-                   d0, d1, tmp);
+    product(l, b, b->y, d, ACT_SHARED, NULL, b->n, &L->moe.shared.w2, d0, d1);
     for (size_t r = 0; r < b->n; r++)
         for (size_t j = 0; j < k; j++) {
             const float *part = b->down + (size_t)b->expert_slot[r * k + j] * d;
             for (size_t i = d0; i < d1; i++)
                 b->y[r * d + i] += part[i];
         }
+}
+
+void moe(const struct lane *l, struct batch *b, const struct layer *L)
+{
+    const struct config *c = b->m->cfg;
+    size_t ff = c->d_ff, routed = b->n * c->top_k * ff;
+    choose_experts(l, b, L);
+    lap(l, b, (int)L->id, OP_ROUTER);
+    for (size_t e = 0; e < c->n_experts; e++) {
+        size_t at = b->expert_at[e], m = b->expert_at[e + 1] - at;
+        if (m > 0)
+            expert_up(l, b, &L->moe.expert[e], ACT_UP, at, b->expert_row + at, b->expert_w + at, m,
+                      b->up + at * ff, b->gate + at * ff);
+    }
+    expert_up(l, b, &L->moe.shared, ACT_SHARED, 0, NULL, NULL, b->n, b->shared, b->gate + routed);
     lane_barrier(l);
+    lap(l, b, (int)L->id, OP_UP);
+    experts_down(l, b, L);
+    lap(l, b, (int)L->id, OP_DOWN);
 }

@@ -1,4 +1,4 @@
-/* Row-wise basics: RMS norm, rope, and the split of a matrix over lanes. */
+/* Row-wise basics: RMS norm and rope. */
 #include "model.h"
 
 #include <math.h>
@@ -61,14 +61,6 @@ void rope(float *x, size_t c, size_t r, const float *cs, bool inverse)
 float *lane_scratch(const struct lane *l, const struct batch *b)
 {
     return b->scratch + (size_t)l->id * b->scratch_ld;
-}
-
-void linear(const struct lane *l, const struct batch *b, float *y, size_t ldy, const float *x,
-            size_t ldx, size_t n, const struct wmat *w)
-{
-    size_t r0, r1;
-    lane_split(l, w->rows, 1, &r0, &r1);
-    b->m->k.matmul(y, ldy, x, ldx, NULL, n, w, r0, r1, lane_scratch(l, b));
 }
 
 /* One lane reports; the others wait, so that nothing is overwritten meanwhile. */

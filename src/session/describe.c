@@ -2,6 +2,7 @@
 #include "session.h"
 
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 /* jansson reports a lack of memory as NULL or -1 anywhere; one sticky flag says it at the end. */
@@ -182,24 +183,87 @@ static void put_item(struct out *o, json_t *list, const char *what, const char *
     put(o, j, "why", json_string(why));
 }
 
-int dsv4_plan(const char *dir, const dsv4_options *opt, char **json, dsv4_err *err)
+/* What makes the attention of one layer cost what another's does not. */
+static void layer_kind(char *out, size_t size, const struct layer *L)
+{
+    if (L->ratio == 0)
+        snprintf(out, size, "window");
+    else
+        snprintf(out, size, "ratio %u%s%s%s", L->ratio, L->kv_source ? ", own cache" : "",
+                 L->index_source ? ", own index"
+                 : L->selects    ? ", chosen by others"
+                                 : "",
+                 L->candidates && L->index_source ? ", in blocks" : "");
+}
+
+/* The config's number of a layer of the slice; null for -1. */
+static json_t *layer_number(const struct checkpoint *cp, int32_t at)
+{
+    return at < 0 ? json_null() : json_integer(cp->made->layer[at].id);
+}
+
+/* What a slice or a whole model reads and computes, layer by layer, for those who predict. */
+static void put_made(struct out *o, const struct checkpoint *cp)
+{
+    const struct config *c = cp->cfg;
+    json_t *list = child(o, o->root, "layers", json_array());
+    for (uint32_t i = 0; list && i < cp->made->n_layers; i++) {
+        const struct made_layer *m = &cp->made->layer[i];
+        const struct layer *L = &cp->m->layer[i];
+        uint64_t expert = m->expert_bytes / cp->made->held;
+        json_t *j = json_object();
+        char kind[64];
+        if (!j || json_array_append_new(list, j) != 0) {
+            o->failed = true;
+            return;
+        }
+        layer_kind(kind, sizeof kind, L);
+        put_int(o, j, "layer", m->id);
+        put(o, j, "attention", json_string(kind));
+        put(o, j, "experts", json_string(L->hashed ? "by token" : "by router"));
+        put(o, j, "engram", json_boolean(L->engram != NULL));
+        put_int(o, j, "bytes_per_token", m->bytes + expert * c->top_k);
+        put_int(o, j, "expert_bytes", expert);
+        put_int(o, j, "bytes", m->bytes + m->expert_bytes);
+        put_int(o, j, "multiply_adds", m->weights + m->expert_weights / cp->made->held * c->top_k);
+        put_int(o, j, "ratio", L->ratio);
+        put(o, j, "cache_of", layer_number(cp, c->kv_source[i]));
+        put(o, j, "index_of", layer_number(cp, c->index_source[i]));
+        put_int(o, j, "chosen", L->selects ? c->index_topk : 0);
+        put_int(o, j, "index_multiply_adds",
+                L->index_source ? (uint64_t)c->index_heads * c->index_dim : 0);
+    }
+    put_int(o, o->root, "multiply_adds_per_entry", 2ull * c->n_heads * c->head_dim);
+    put_int(o, o->root, "window", c->window);
+    put_int(o, o->root, "window_row_bytes", row_bytes(cp->m->window_row));
+    put_int(o, o->root, "entry_bytes", row_bytes(cp->m->entry_row));
+    put_int(o, o->root, "key_bytes", c->index_dim ? row_bytes(cp->m->key_row) : 0);
+    put_int(o, o->root, "vocabulary", c->vocab);
+    put_int(o, o->root, "experts", c->n_experts);
+    put_int(o, o->root, "experts_held", cp->made->held);
+    put_int(o, o->root, "experts_per_token", c->top_k);
+    put_int(o, o->root, "context", c->max_ctx);
+    put_int(o, o->root, "head_bytes", cp->made->sum[CLASS_HEAD].bytes);
+    put_int(o, o->root, "head_multiply_adds", cp->made->sum[CLASS_HEAD].weights);
+}
+
+int checkpoint_plan(const struct checkpoint *cp, const dsv4_options *opt, char **json,
+                    dsv4_err *err)
 {
     static const dsv4_options defaults;
-    struct checkpoint cp;
     struct plan p;
     struct class_sum sum[N_CLASSES];
-    *json = NULL;
+    struct placement place;
     opt = opt ? opt : &defaults;
-    TRY(checkpoint_open(&cp, dir, !opt->no_cache_quant, err));
-    int rc = plan_make(&p, &cp, opt, true, err);
-    if (rc != 0) {
-        checkpoint_close(&cp);
-        return rc;
-    }
-    checkpoint_classes(&cp, sum);
+    TRY(plan_threads(&place, opt, err));
+    int rc = plan_make(&p, cp, opt, &place, true, err);
+    placement_release(&place);
+    TRY(rc);
+    checkpoint_classes(cp, sum);
     struct out o = {.root = json_object()};
-    put(&o, o.root, "directory", json_string(dir));
-    put(&o, o.root, "family", json_string(family_text(cp.cfg)));
+    if (cp->dir)
+        put(&o, o.root, "directory", json_string(cp->dir));
+    put(&o, o.root, "family", json_string(family_text(cp->cfg)));
     put_int(&o, o.root, "ctx", p.ctx);
     put_int(&o, o.root, "batch", p.batch);
     put_int(&o, o.root, "sequences", p.sequences);
@@ -218,23 +282,34 @@ int dsv4_plan(const char *dir, const dsv4_options *opt, char **json, dsv4_err *e
         put_item(&o, list, "the rest", "memory", p.other, "tokenizer, threads (an estimate)");
     }
     uint64_t need = p.caches + p.scratch + p.other + (opt->paged ? 0 : p.weights);
-    uint64_t per_token = bytes_per_token(cp.cfg, sum);
+    uint64_t per_token = bytes_per_token(cp->cfg, sum);
     put_int(&o, o.root, "needed", need);
     put_int(&o, o.root, "available", p.available);
     put(&o, o.root, "fits", json_boolean(need <= p.available));
     put_int(&o, o.root, "bytes_per_token", per_token);
     /* No machine generates faster than it reads the weights of a token. */
     put(&o, o.root, "tokens_per_second_per_10_GB_per_s", json_real(1e10 / (double)per_token));
-    checkpoint_close(&cp);
+    if (cp->made)
+        put_made(&o, cp);
     return finish(&o, json, err);
+}
+
+int dsv4_plan(const char *dir, const dsv4_options *opt, char **json, dsv4_err *err)
+{
+    struct checkpoint cp;
+    *json = NULL;
+    TRY(checkpoint_open(&cp, dir, !opt || !opt->no_cache_quant, err));
+    int rc = checkpoint_plan(&cp, opt, json, err);
+    checkpoint_close(&cp);
+    return rc;
 }
 
 int dsv4_about(char **json, dsv4_err *err)
 {
-    struct out o = {.root = json_object()};
     struct kernels k;
-    kernels_init(&k);
     *json = NULL;
+    TRY(model_kernels(&k, err));
+    struct out o = {.root = json_object()};
     put(&o, o.root, "version", json_string(DSV4_VERSION));
     put(&o, o.root, "kernels", json_string(k.level));
     put_int(&o, o.root, "cores", (uint64_t)pool_cores());
@@ -250,6 +325,16 @@ int dsv4_about(char **json, dsv4_err *err)
     put(&o, o.root, "utf8proc", json_true());
 #else
     put(&o, o.root, "utf8proc", json_false());
+#endif
+#ifdef HAVE_HWLOC
+    put(&o, o.root, "hwloc", json_true());
+#else
+    put(&o, o.root, "hwloc", json_false());
+#endif
+#ifdef HAVE_XXHASH
+    put(&o, o.root, "xxhash", json_true());
+#else
+    put(&o, o.root, "xxhash", json_false());
 #endif
     put(&o, o.root, "jansson", json_string(JANSSON_VERSION));
     return finish(&o, json, err);

@@ -55,6 +55,7 @@ void checkpoint_close(struct checkpoint *c)
     model_close(c->m);
     store_close(c->store);
     config_close(c->cfg);
+    made_close(c->made);
     free(c->dir);
     *c = (struct checkpoint){0};
 }
@@ -120,15 +121,17 @@ static int open_tokenizer(dsv4_engine *e, dsv4_err *err)
 static int open_parts(dsv4_engine *e, const char *dir, const dsv4_options *opt, dsv4_err *err)
 {
     TRY(checkpoint_open(&e->cp, dir, !opt->no_cache_quant, err));
-    TRY(plan_make(&e->plan, &e->cp, opt, false, err));
+    if (!opt->exact && !opt->paged)
+        model_use_fast(e->cp.m);
+    TRY(plan_threads(&e->place, opt, err));
+    TRY(plan_make(&e->plan, &e->cp, opt, &e->place, false, err));
     TRY(open_tokenizer(e, err));
     TRY(read_sampling(e, err));
-    TRY(pool_open(&e->pool, e->plan.threads, err));
+    TRY(pool_open(&e->pool, &e->place, err));
     const struct plan *p = &e->plan;
-    TRY(batch_open(&e->batch, e->cp.m, p->batch, p->sequences, p->ctx, p->threads, err));
     if (!opt->paged)
-        TRY(store_prefetch(e->cp.store, tensor_is_read, opt->progress, opt->progress_arg, err));
-    return opt->paged ? 0 : model_check_scales(e->cp.m, tensor_is_read, err);
+        TRY(weights_load(e->cp.m, e->pool, opt->progress, opt->progress_arg, err));
+    return batch_open(&e->batch, e->cp.m, p->batch, p->sequences, p->threads, err);
 }
 
 int dsv4_open(dsv4_engine **out, const char *dir, const dsv4_options *opt, dsv4_err *err)
@@ -152,6 +155,7 @@ void dsv4_close(dsv4_engine *e)
         return;
     batch_close(e->batch);
     pool_close(e->pool);
+    placement_release(&e->place);
     dsv4_tokenizer_close(e->tok);
     checkpoint_close(&e->cp);
     free(e);

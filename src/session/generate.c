@@ -63,6 +63,8 @@ struct generation {
     const dsv4_generate_options *opt;
     dsv4_generated *out;
     dsv4_sampler *sampler;
+    dsv4_matcher *matcher; /* NULL: no grammar, or not yet */
+    uint32_t *allow;       /* the tokens that it lets through */
     float *logits;
     dsv4_logprob *top;
     struct outlet outlet;
@@ -102,15 +104,40 @@ static int report(struct generation *g, dsv4_logprob chosen, dsv4_err *err)
     return 0;
 }
 
+/* The next token. When the grammar lets only the end follow, that is EOS, however the tokenizer names
+ * its own. */
+static int choose(struct generation *g, dsv4_logprob *out, dsv4_err *err)
+{
+    const dsv4_generate_options *opt = g->opt;
+    size_t vocab = g->e->cp.cfg->vocab;
+    int32_t eos = g->e->cp.cfg->eos;
+    if (g->matcher) {
+        bool end = dsv4_matcher_may_end(g->matcher) && eos >= 0 && (size_t)eos < vocab;
+        memset(g->allow, 0, (vocab + 31) / 32 * sizeof *g->allow);
+        if (!end || !dsv4_matcher_done(g->matcher))
+            TRY(dsv4_matcher_mask(g->matcher, g->allow, vocab, err));
+        if (end)
+            g->allow[eos / 32] |= (uint32_t)1 << eos % 32;
+    }
+    *out =
+        dsv4_sample_masked(g->sampler, g->logits, g->matcher ? g->allow : NULL, g->top, opt->n_top);
+    if (g->matcher && out->token != eos)
+        return dsv4_matcher_accept(g->matcher, out->token, err);
+    if (!g->matcher && opt->grammar && out->token == opt->grammar_after)
+        return dsv4_matcher_open(&g->matcher, opt->grammar, err);
+    return 0;
+}
+
 /* One token: chosen, told, and, unless it was the last, computed. */
 static int one_token(struct generation *g, bool *done, dsv4_err *err)
 {
     const dsv4_generate_options *opt = g->opt;
-    dsv4_logprob chosen = dsv4_sample(g->sampler, g->logits, g->top, opt->n_top);
+    dsv4_logprob chosen;
+    TRY(choose(g, &chosen, err));
     dsv4_sampler_accept(g->sampler, chosen.token);
     size_t len = 0;
     const char *text = dsv4_token_bytes(g->e->tok, chosen.token, &len);
-    bool eos = chosen.token == g->e->cp.cfg->eos && !opt->ignore_eos;
+    bool eos = chosen.token == g->e->cp.cfg->eos && (!opt->ignore_eos || g->matcher);
     if (eos || dsv4_token_special(g->e->tok, chosen.token))
         len = 0;
     TRY(outlet_add(&g->outlet, text, len, eos, err));
@@ -150,6 +177,9 @@ static int run(struct generation *g, const int32_t *ids, size_t n, dsv4_err *err
     size_t vocab = g->e->cp.cfg->vocab;
     TRY(dsv4_sampler_open(&g->sampler, &opt->sampling, vocab, err));
     TRY(mem_alloc(&g->logits, vocab, sizeof *g->logits, "logits", err));
+    TRY(mem_alloc(&g->allow, (vocab + 31) / 32, sizeof *g->allow, "a mask", err));
+    if (opt->grammar && opt->grammar_after == 0)
+        TRY(dsv4_matcher_open(&g->matcher, opt->grammar, err));
     TRY(mem_alloc(&g->top, opt->n_top, sizeof *g->top, "log-probabilities", err));
     TRY(mem_grow(&g->outlet.text.data, &g->outlet.text.cap, 64, 1, "text", err));
     for (size_t i = 0; i < have; i++)
@@ -174,8 +204,13 @@ int dsv4_generate(dsv4_engine *e, dsv4_seq *s, const int32_t *ids, size_t n,
     struct generation g = {
         .e = e, .s = s, .opt = opt, .out = out ? out : &unused, .outlet = {.opt = opt}};
     *g.out = (dsv4_generated){0};
+    if (!e->tok)
+        return err_set(err, DSV4_USAGE,
+                       "a synthetic engine has no tokenizer to generate text with");
     int rc = run(&g, ids, n, err);
     dsv4_sampler_close(g.sampler);
+    dsv4_matcher_close(g.matcher);
+    free(g.allow);
     free(g.logits);
     free(g.top);
     free(g.outlet.text.data);

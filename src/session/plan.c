@@ -70,6 +70,10 @@ bool tensor_is_read(const struct tensor *t)
 void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASSES])
 {
     memset(out, 0, N_CLASSES * sizeof *out);
+    if (c->made) {
+        memcpy(out, c->made->sum, sizeof c->made->sum);
+        return;
+    }
     for (size_t i = 0; i < store_count(c->store); i++) {
         const struct tensor *t = store_at(c->store, i);
         struct class_sum *s = &out[tensor_class_of(t->name)];
@@ -93,7 +97,7 @@ static void size_for(struct plan *p, const struct checkpoint *c, uint32_t ctx)
 {
     p->ctx = ctx;
     p->caches = p->sequences * cache_bytes(c->m, p->batch, p->rewind, ctx);
-    p->scratch = batch_bytes(c->m, p->batch, p->sequences, ctx, p->threads);
+    p->scratch = batch_bytes(c->m, p->batch, p->sequences, p->threads);
 }
 
 static uint64_t own_bytes(const struct plan *p)
@@ -112,9 +116,14 @@ static int check_options(const dsv4_options *o, const struct config *c, dsv4_err
         return err_set(err, DSV4_USAGE, "%u sequences; at most %d", o->sequences, MAX_SEQUENCES);
     if (o->rewind > (1u << 20))
         return err_set(err, DSV4_USAGE, "a rewind of %u tokens; at most %u", o->rewind, 1u << 20);
-    if (o->threads > 1024)
-        return err_set(err, DSV4_USAGE, "%u threads; at most 1024", o->threads);
     return 0;
+}
+
+int plan_threads(struct placement *out, const dsv4_options *o, dsv4_err *err)
+{
+    struct placement_options p = {.cpus = o->cpus, .numa = o->numa};
+    p.threads = o->threads > INT32_MAX ? INT32_MAX : (int)o->threads;
+    return placement_here(out, &p, err);
 }
 
 /* The longest context whose caches and buffers fit into `room` bytes; 0 when none does. */
@@ -148,15 +157,15 @@ static int refuse(const struct plan *p, dsv4_err *err)
         gib(p->weights + own_bytes(p)), gib(p->available));
 }
 
-int plan_make(struct plan *p, const struct checkpoint *c, const dsv4_options *opt, bool anyway,
-              dsv4_err *err)
+int plan_make(struct plan *p, const struct checkpoint *c, const dsv4_options *opt,
+              const struct placement *place, bool anyway, dsv4_err *err)
 {
     struct class_sum sum[N_CLASSES];
     TRY(check_options(opt, c->cfg, err));
     *p = (struct plan){.batch = opt->batch ? opt->batch : DEFAULT_BATCH,
                        .sequences = opt->sequences ? opt->sequences : 1,
                        .rewind = opt->rewind ? opt->rewind : DEFAULT_REWIND,
-                       .threads = opt->threads ? (int)opt->threads : pool_cores()};
+                       .threads = place->n_lanes};
     checkpoint_classes(c, sum);
     for (int i = 0; i < N_CLASSES; i++) {
         if (i == CLASS_ENGRAM_TABLE)

@@ -263,10 +263,47 @@ static double log_sum(const float *logits, size_t n)
     return max + log(sum);
 }
 
+static bool allowed(const uint32_t *allow, size_t id)
+{
+    return allow[id / 32] >> id % 32 & 1;
+}
+
+/* Takes the others out, a word at a time where it can. */
+static void forbid(dsv4_sampler *s, const uint32_t *allow)
+{
+    for (size_t i = 0; i < s->vocab; i += 32) {
+        size_t end = s->vocab - i < 32 ? s->vocab : i + 32;
+        if (allow[i / 32] == UINT32_MAX)
+            continue;
+        for (size_t id = i; id < end; id++)
+            if (!allowed(allow, id))
+                s->logit[id] = -INFINITY;
+    }
+}
+
+/* The choice when bias or a broken model left no allowed token a chance: the first one. */
+static size_t first_allowed(const uint32_t *allow, size_t n)
+{
+    for (size_t id = 0; id < n; id++)
+        if (allowed(allow, id))
+            return id;
+    return 0;
+}
+
 dsv4_logprob dsv4_sample(dsv4_sampler *s, const float *logits, dsv4_logprob *top, size_t n_top)
 {
+    return dsv4_sample_masked(s, logits, NULL, top, n_top);
+}
+
+dsv4_logprob dsv4_sample_masked(dsv4_sampler *s, const float *logits, const uint32_t *allow,
+                                dsv4_logprob *top, size_t n_top)
+{
     adjust(s, logits);
+    if (allow)
+        forbid(s, allow);
     size_t id = draw(s);
+    if (allow && !allowed(allow, id))
+        id = first_allowed(allow, s->vocab);
     double norm = log_sum(logits, s->vocab);
     if (top && n_top > 0) {
         make_heap(s->heap, s->vocab, logits);

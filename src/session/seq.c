@@ -1,4 +1,5 @@
-/* Sequences and the evaluation of rows: any mix of rows becomes steps of whole segments. */
+/* Sequences and the evaluation of rows: any mix of rows becomes steps of whole segments. A sequence
+ * keeps its savepoints by itself; what is shared and how is cache.c's business. */
 #include "session.h"
 
 #include <stdlib.h>
@@ -41,18 +42,56 @@ size_t dsv4_seq_rewind_floor(const dsv4_seq *s)
     return cache_floor(s->cache);
 }
 
+size_t dsv4_seq_reusable(const dsv4_seq *s, size_t len)
+{
+    return cache_reusable(s->cache, len);
+}
+
+uint64_t dsv4_seq_bytes(const dsv4_seq *s)
+{
+    return sizeof *s + cache_held(s->cache);
+}
+
+/* Whether the first `len` tokens can be had without computing any. */
+static int check_reusable(const struct cache *c, size_t len, const char *what, dsv4_err *err)
+{
+    if (len > c->len)
+        return err_set(err, DSV4_USAGE, "a sequence of %zu tokens cannot be %s %zu", c->len, what,
+                       len);
+    size_t near = cache_reusable(c, len);
+    if (near != len)
+        return err_set(err, DSV4_FAILED,
+                       "a sequence of %zu tokens cannot be %s %zu; possible are %zu and above, and "
+                       "below %zu, from where %zu tokens have to be computed again",
+                       c->len, what, len, cache_floor(c), near, len - near);
+    return 0;
+}
+
 int dsv4_seq_rewind(dsv4_seq *s, size_t len, dsv4_err *err)
 {
-    const struct cache *c = s->cache;
-    if (len > c->len)
-        return err_set(err, DSV4_USAGE, "a sequence of %zu tokens cannot be rewound to %zu", c->len,
-                       len);
-    if (len != 0 && len != c->len && len < cache_floor(c))
-        return err_set(
-            err, DSV4_FAILED,
-            "a sequence of %zu tokens can be rewound to 0 or to %zu and above, not to %zu", c->len,
-            cache_floor(c), len);
+    TRY(check_reusable(s->cache, len, "rewound to", err));
     cache_rewind(s->cache, len);
+    return 0;
+}
+
+int dsv4_seq_mark(dsv4_seq *s, dsv4_err *err)
+{
+    return savepoints_add(s->cache, err);
+}
+
+int dsv4_seq_fork(dsv4_seq **out, const dsv4_seq *from, size_t len, dsv4_err *err)
+{
+    dsv4_seq *s;
+    *out = NULL;
+    TRY(check_reusable(from->cache, len, "forked at", err));
+    TRY(mem_alloc(&s, 1, sizeof *s, "a sequence", err));
+    s->e = from->e;
+    int rc = cache_fork(&s->cache, from->cache, len, err);
+    if (rc != 0) {
+        free(s);
+        return rc;
+    }
+    *out = s;
     return 0;
 }
 
@@ -91,17 +130,22 @@ static int reserve_rows(const dsv4_row *rows, size_t n, dsv4_err *err)
     return 0;
 }
 
-/* How many of these rows fit one step: at most cap rows of at most cap_seq sequences. */
+/* How many of these rows fit one step: at most cap rows of at most cap_seq sequences, and none
+ * behind a row at which a savepoint is due. */
 static size_t step_rows(const struct batch *b, const dsv4_row *rows, size_t n)
 {
     size_t seqs = 0, m = 0;
-    for (; m < n && m < b->cap; m++) {
-        if (rows[m].seq->counted)
-            continue;
-        if (seqs == b->cap_seq)
-            break;
-        rows[m].seq->counted = true;
-        seqs++;
+    bool due = false;
+    for (; m < n && m < b->cap && !due; m++) {
+        dsv4_seq *s = rows[m].seq;
+        if (!s->counted) {
+            if (seqs == b->cap_seq)
+                break;
+            s->counted = true;
+            s->pending = 0;
+            seqs++;
+        }
+        due = s->cache->len + ++s->pending == savepoints_next(s->cache);
     }
     for (size_t i = 0; i < m; i++)
         rows[i].seq->counted = false;
@@ -140,6 +184,7 @@ int dsv4_eval(dsv4_engine *e, const dsv4_row *rows, size_t n, float *logits, dsv
     while (n > 0) {
         size_t m = step_rows(e->batch, rows, n);
         size_t wanted = run_step(e, rows, m, logits);
+        savepoints_keep(rows[m - 1].seq->cache);
         if (logits)
             logits += wanted * e->cp.cfg->vocab;
         rows += m;

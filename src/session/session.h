@@ -11,6 +11,7 @@ struct checkpoint {
     struct config *cfg;
     struct store *store;
     struct model *m;
+    struct made *made; /* instead of a store: what a synthetic model would have (synthetic.c) */
 };
 
 int checkpoint_open(struct checkpoint *c, const char *dir, bool cache_quant, dsv4_err *err);
@@ -64,18 +65,43 @@ struct plan {
 
 /* Chooses what `opt` leaves open and refuses (DSV4_NO_MEMORY with figures) what does not fit. With
  * `anyway` a plan that does not fit is returned too. */
-int plan_make(struct plan *p, const struct checkpoint *c, const dsv4_options *opt, bool anyway,
-              dsv4_err *err);
+int plan_make(struct plan *p, const struct checkpoint *c, const dsv4_options *opt,
+              const struct placement *place, bool anyway, dsv4_err *err);
+/* Threads on the cores of this machine, as `opt` wants them; placement_release(). */
+int plan_threads(struct placement *out, const dsv4_options *opt, dsv4_err *err);
+
+/* dsv4_plan for what is open already, with further members. */
+int checkpoint_plan(const struct checkpoint *c, const dsv4_options *opt, char **json,
+                    dsv4_err *err);
+
+/* ------------------------------------------------------------------ synthetic models (synthetic.c) */
+
+/* What the tensors of a layer add up to. */
+struct made_layer {
+    uint32_t id;                           /* its number in the config */
+    uint64_t bytes, weights;               /* read for every token */
+    uint64_t expert_bytes, expert_weights; /* of all routed experts that are held */
+};
+
+struct made {
+    struct class_sum sum[N_CLASSES];
+    uint32_t n_layers, held; /* experts held */
+    struct made_layer *layer;
+};
+
+void made_close(struct made *m); /* NULL is allowed */
 
 /* ------------------------------------------------------------------ engine */
 
 struct dsv4_engine {
     struct checkpoint cp;
     struct plan plan;
+    struct placement place;
     dsv4_tokenizer *tok;
     struct pool *pool;
     struct batch *batch;
     dsv4_sampling sampling;
+    uint64_t fingerprint[2]; /* of the model, for snapshots; zero until it is asked for */
 };
 
 struct dsv4_seq {

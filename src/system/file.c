@@ -168,33 +168,50 @@ static void sync_directory_of(const char *path)
     }
 }
 
-int file_write_atomic(const char *path, const void *data, size_t len, dsv4_err *err)
+int file_aside_open(struct file_aside *f, const char *path, dsv4_err *err)
 {
     struct bytes aside = {0};
+    *f = (struct file_aside){.fd = -1};
     int rc = bytes_printf(&aside, err, "%s.XXXXXX", path);
+    if (rc == 0 && !(f->path = strdup(path)))
+        rc = err_memory(err, strlen(path) + 1, "a path");
+    if (rc == 0 && (f->fd = mkstemp(aside.data)) < 0)
+        rc = err_errno(err, DSV4_FAILED, path, "create a file beside it");
     if (rc != 0) {
         free(aside.data);
+        free(f->path);
         return rc;
     }
-    int fd = mkstemp(aside.data);
-    if (fd < 0) {
-        rc = err_errno(err, DSV4_FAILED, path, "create a file beside it");
-        free(aside.data);
-        return rc;
-    }
-    rc = file_write_all(fd, path, data, len, err);
-    if (rc == 0 && fsync(fd) != 0)
-        rc = err_errno(err, DSV4_FAILED, path, "sync");
-    if (close(fd) != 0 && rc == 0)
-        rc = err_errno(err, DSV4_FAILED, path, "close");
-    if (rc == 0 && rename(aside.data, path) != 0)
-        rc = err_errno(err, DSV4_FAILED, path, "rename into place");
-    if (rc != 0)
-        unlink(aside.data);
+    f->aside = aside.data;
+    return 0;
+}
+
+int file_aside_close(struct file_aside *f, bool keep, dsv4_err *err)
+{
+    int rc = 0;
+    if (keep && fsync(f->fd) != 0)
+        rc = err_errno(err, DSV4_FAILED, f->path, "sync");
+    if (close(f->fd) != 0 && keep && rc == 0)
+        rc = err_errno(err, DSV4_FAILED, f->path, "close");
+    if (keep && rc == 0 && rename(f->aside, f->path) != 0)
+        rc = err_errno(err, DSV4_FAILED, f->path, "rename into place");
+    if (!keep || rc != 0)
+        unlink(f->aside);
     else
-        sync_directory_of(path);
-    free(aside.data);
+        sync_directory_of(f->path);
+    free(f->aside);
+    free(f->path);
     return rc;
+}
+
+int file_write_atomic(const char *path, const void *data, size_t len, dsv4_err *err)
+{
+    struct file_aside f;
+    dsv4_err later;
+    TRY(file_aside_open(&f, path, err));
+    int rc = file_write_all(f.fd, path, data, len, err);
+    int closed = file_aside_close(&f, rc == 0, rc == 0 ? err : &later);
+    return rc != 0 ? rc : closed;
 }
 
 double clock_seconds(void)

@@ -190,6 +190,8 @@ struct added {
     uint32_t first[257]; /* those that begin with byte c: marker[first[c] .. first[c+1]) */
 };
 
+struct vocab;
+
 struct dsv4_tokenizer {
     char *text; /* bytes of all tokens */
     struct token *token;
@@ -197,7 +199,10 @@ struct dsv4_tokenizer {
     struct bpe bpe;
     struct added added[2]; /* "normalized": false, looked for first; then true */
     struct splitter split;
+    _Atomic(struct vocab *) vocab; /* for constrained decoding; NULL until it is asked for */
 };
+
+void vocab_close(struct vocab *v); /* grammar_vocab.c */
 
 /* Bytes of an added token at most: bounds the search for them. */
 #define ADDED_LONGEST 256

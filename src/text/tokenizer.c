@@ -11,6 +11,7 @@ void dsv4_tokenizer_close(dsv4_tokenizer *t)
 {
     if (!t)
         return;
+    vocab_close(t->vocab);
     split_close(&t->split);
     bpe_close(&t->bpe);
     free(t->added[0].marker);

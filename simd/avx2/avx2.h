@@ -1,0 +1,84 @@
+/* avx2.h - what the kernels of this level share (AVX2, FMA, F16C; x86-64-v3). */
+#ifndef DSV4_AVX2_H
+#define DSV4_AVX2_H
+
+#include "simd/simd.h"
+
+#include <immintrin.h>
+
+void init_avx2(struct kernels *k);
+void init_avx2_attend(struct kernels *k);
+void init_avx2_rows(struct kernels *k);
+void init_avx2_index(struct kernels *k);
+void init_avx2_mix(struct kernels *k);
+void init_avx2_peak(struct kernels *k);
+
+/* matmul by layout and format (exact.c, plain.c), decode (plain.c), matmul_fast by kind (fast.c, wide.c),
+ * quantize (quantize.c): contracts in simd.h. */
+void matmul_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_t *pick, size_t m,
+                 const struct wmat *w, size_t r0, size_t r1, float *tmp);
+void matmul_plain_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_t *pick,
+                       size_t m, const struct wmat *w, size_t r0, size_t r1, float *tmp);
+void decode_avx2(float *out, const struct wmat *w, size_t r);
+void matmul_fast_avx2(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m,
+                      const struct wmat *w, size_t r0, size_t r1);
+void matmul_q16_avx2(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m,
+                     const struct wmat *w, size_t r0, size_t r1);
+void quantize_avx2(struct qrows *q, size_t r, const float *x, size_t c0, size_t c1);
+
+/* Lanes of 8 e8m0 bytes: 0 is 2^-127. */
+static inline __m256 e8m0_avx2(__m128i bytes)
+{
+    __m256i e = _mm256_slli_epi32(_mm256_cvtepu8_epi32(bytes), 23);
+    return _mm256_castsi256_ps(_mm256_max_epu32(e, _mm256_set1_epi32(0x00400000)));
+}
+
+/* Bytes ahead of the loads that are asked for: a few units of 64, so that the hardware's own prefetcher,
+ * which stops at every 4 KB, is carried over. */
+enum { AHEAD = 2048 };
+
+static inline void prefetch_avx2(const uint8_t *p)
+{
+    _mm_prefetch((const char *)p + AHEAD, _MM_HINT_T0);
+}
+
+/* The first n of 16 floats in two registers. */
+static inline void store_rows_avx2(float *y, __m256 a, __m256 b, size_t n)
+{
+    if (n >= 16) {
+        _mm256_storeu_ps(y, a);
+        _mm256_storeu_ps(y + 8, b);
+        return;
+    }
+    float t[16];
+    _mm256_storeu_ps(t, a);
+    _mm256_storeu_ps(t + 8, b);
+    for (size_t i = 0; i < n; i++)
+        y[i] = t[i];
+}
+
+static inline void load_rows_avx2(__m256 *a, __m256 *b, const float *y, size_t n)
+{
+    if (n >= 16) {
+        *a = _mm256_loadu_ps(y);
+        *b = _mm256_loadu_ps(y + 8);
+        return;
+    }
+    float t[16] = {0};
+    for (size_t i = 0; i < n; i++)
+        t[i] = y[i];
+    *a = _mm256_loadu_ps(t);
+    *b = _mm256_loadu_ps(t + 8);
+}
+
+/* Before a loop of constant length whose indices are register names. */
+#define PRAGMA_AVX2(x) _Pragma(#x)
+#ifdef __clang__
+#define UNROLL_AVX2(n) PRAGMA_AVX2(unroll n)
+#else
+#define UNROLL_AVX2(n) PRAGMA_AVX2(GCC unroll n)
+#endif
+
+#define INLINE_AVX2 static inline __attribute__((always_inline))
+
+#endif

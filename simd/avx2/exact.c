@@ -1,0 +1,322 @@
+/* Exact products of panels: weights become floats in registers, activations are floats.
+ *
+ * A panel's word is 4 bytes of each of 16 rows: two registers of 8 rows. Where a format can be widened
+ * word by word (E4M3, BF16, Q8, Q4) lanes are rows, and columns alternate between two sums. E2M1 goes
+ * through bf16, whose two bytes come from two table look-ups; there lanes are (row, half of an octet). */
+#include "avx2.h"
+#include "simd/codes.h"
+
+#include <string.h>
+
+enum { MAX_ROWS = 3 };
+
+/* What the panel kernels get: rows of x, panel p, where its 16 outputs go. */
+struct job {
+    const float *x[MAX_ROWS];
+    float *y[MAX_ROWS];
+    const struct wmat *w;
+    size_t panel, rows; /* rows: valid ones of the panel */
+};
+
+/* ------------------------------------------------------------------ E4M3 */
+
+/* x is scaled so that the products of tiny floats below stay normal; the block's scale undoes it. */
+#define E4M3_X    0x1p60f
+#define E4M3_BACK 0x1p60f
+
+/* The code in the top byte of each word -> sign, exponent, mantissa of a float that is 2^-120 of the value;
+ * subnormal codes become subnormal floats. */
+INLINE_AVX2 __m256 e4m3_top(__m256i v)
+{
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(_mm256_srai_epi32(v, 4), _mm256_set1_epi32((int)0x87f00000u)));
+}
+
+INLINE_AVX2 void e4m3_column(__m256 acc[][2][2], int m, const struct job *j, size_t c, int phase,
+                             __m256i v0, __m256i v1)
+{
+    __m256 w0 = e4m3_top(v0), w1 = e4m3_top(v1);
+    for (int i = 0; i < m; i++) {
+        __m256 x = _mm256_mul_ps(_mm256_broadcast_ss(j->x[i] + c), _mm256_set1_ps(E4M3_X));
+        acc[i][phase][0] = _mm256_fmadd_ps(x, w0, acc[i][phase][0]);
+        acc[i][phase][1] = _mm256_fmadd_ps(x, w1, acc[i][phase][1]);
+    }
+}
+
+INLINE_AVX2 void e4m3_block(__m256 acc[][2][2], int m, const struct job *j, const uint8_t *p,
+                            size_t c, size_t end)
+{
+    for (; c < end; c += 4, p += 64) {
+        __m256i v0 = _mm256_load_si256((const __m256i *)p);
+        __m256i v1 = _mm256_load_si256((const __m256i *)(p + 32));
+        e4m3_column(acc, m, j, c, 0, _mm256_slli_epi32(v0, 24), _mm256_slli_epi32(v1, 24));
+        e4m3_column(acc, m, j, c + 1, 1, _mm256_slli_epi32(v0, 16), _mm256_slli_epi32(v1, 16));
+        e4m3_column(acc, m, j, c + 2, 0, _mm256_slli_epi32(v0, 8), _mm256_slli_epi32(v1, 8));
+        e4m3_column(acc, m, j, c + 3, 1, v0, v1);
+        prefetch_avx2(p);
+    }
+}
+
+INLINE_AVX2 void panel_e4m3(const struct job *j, int m)
+{
+    const struct wmat *w = j->w;
+    const uint8_t *p = w->codes + j->panel * w->code_ld;
+    const uint8_t *scale = w->scales + j->panel * w->scale_ld;
+    __m256 total[MAX_ROWS][2];
+    for (int i = 0; i < m; i++)
+        total[i][0] = total[i][1] = _mm256_setzero_ps();
+    for (size_t c = 0; c < w->cols; c += w->block_cols, scale++) {
+        __m256 acc[MAX_ROWS][2][2];
+        for (int i = 0; i < m; i++)
+            acc[i][0][0] = acc[i][0][1] = acc[i][1][0] = acc[i][1][1] = _mm256_setzero_ps();
+        size_t end = w->block_cols < w->cols - c ? c + w->block_cols : w->cols;
+        e4m3_block(acc, m, j, p + c * PANEL, c, end);
+        __m256 back = _mm256_set1_ps(E4M3_BACK), s = _mm256_set1_ps(e8m0_value(*scale));
+        for (int i = 0; i < m; i++)
+            for (int h = 0; h < 2; h++) {
+                __m256 sum = _mm256_mul_ps(_mm256_add_ps(acc[i][0][h], acc[i][1][h]), back);
+                total[i][h] = _mm256_fmadd_ps(sum, s, total[i][h]);
+            }
+    }
+    for (int i = 0; i < m; i++)
+        store_rows_avx2(j->y[i], total[i][0], total[i][1], j->rows);
+}
+
+/* ------------------------------------------------------------------ BF16 */
+
+INLINE_AVX2 void panel_bf16(const struct job *j, int m)
+{
+    const struct wmat *w = j->w;
+    const uint8_t *p = w->codes + j->panel * w->code_ld;
+    const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
+    __m256 acc[MAX_ROWS][2][2];
+    for (int i = 0; i < m; i++)
+        acc[i][0][0] = acc[i][0][1] = acc[i][1][0] = acc[i][1][1] = _mm256_setzero_ps();
+    for (size_t c = 0; c < w->cols; c += 2, p += 64) {
+        __m256i v0 = _mm256_load_si256((const __m256i *)p);
+        __m256i v1 = _mm256_load_si256((const __m256i *)(p + 32));
+        __m256 a0 = _mm256_castsi256_ps(_mm256_slli_epi32(v0, 16));
+        __m256 a1 = _mm256_castsi256_ps(_mm256_slli_epi32(v1, 16));
+        __m256 b0 = _mm256_castsi256_ps(_mm256_and_si256(v0, high));
+        __m256 b1 = _mm256_castsi256_ps(_mm256_and_si256(v1, high));
+        for (int i = 0; i < m; i++) {
+            __m256 even = _mm256_broadcast_ss(j->x[i] + c);
+            __m256 odd = _mm256_broadcast_ss(j->x[i] + c + 1);
+            acc[i][0][0] = _mm256_fmadd_ps(even, a0, acc[i][0][0]);
+            acc[i][0][1] = _mm256_fmadd_ps(even, a1, acc[i][0][1]);
+            acc[i][1][0] = _mm256_fmadd_ps(odd, b0, acc[i][1][0]);
+            acc[i][1][1] = _mm256_fmadd_ps(odd, b1, acc[i][1][1]);
+        }
+        prefetch_avx2(p);
+    }
+    for (int i = 0; i < m; i++)
+        store_rows_avx2(j->y[i], _mm256_add_ps(acc[i][0][0], acc[i][1][0]),
+                        _mm256_add_ps(acc[i][0][1], acc[i][1][1]), j->rows);
+}
+
+/* ------------------------------------------------------------------ Q8, Q4 */
+
+/* int8 codes of 4 columns k0 .. k3 of 8 rows: byte b of each word is a column. */
+INLINE_AVX2 void int8_word(__m256 acc[][2][2], int m, const struct job *j, int half, __m256i v,
+                           const size_t col[4])
+{
+    __m256i wide[4] = {_mm256_srai_epi32(_mm256_slli_epi32(v, 24), 24),
+                       _mm256_srai_epi32(_mm256_slli_epi32(v, 16), 24),
+                       _mm256_srai_epi32(_mm256_slli_epi32(v, 8), 24), _mm256_srai_epi32(v, 24)};
+    for (int k = 0; k < 4; k++) {
+        __m256 f = _mm256_cvtepi32_ps(wide[k]);
+        for (int i = 0; i < m; i++)
+            acc[i][k & 1][half] =
+                _mm256_fmadd_ps(_mm256_broadcast_ss(j->x[i] + col[k]), f, acc[i][k & 1][half]);
+    }
+}
+
+/* One octet of columns of 8 rows: the codes of columns 0,2,4,6 and 1,3,5,7. */
+INLINE_AVX2 void int8_octet(__m256 acc[][2][2], int m, const struct job *j, int half, size_t c,
+                            __m256i even, __m256i odd)
+{
+    const size_t e[4] = {c, c + 2, c + 4, c + 6}, o[4] = {c + 1, c + 3, c + 5, c + 7};
+    int8_word(acc, m, j, half, even, e);
+    int8_word(acc, m, j, half, odd, o);
+}
+
+INLINE_AVX2 void scaled_group(__m256 total[][2], __m256 acc[][2][2], int m, const uint8_t *scale)
+{
+    for (int h = 0; h < 2; h++) {
+        __m256 s = _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(scale + 16 * h)));
+        for (int i = 0; i < m; i++)
+            total[i][h] =
+                _mm256_fmadd_ps(_mm256_add_ps(acc[i][0][h], acc[i][1][h]), s, total[i][h]);
+    }
+}
+
+INLINE_AVX2 void panel_int8(const struct job *j, int m, bool nibbles)
+{
+    const struct wmat *w = j->w;
+    const uint8_t *p = w->codes + j->panel * w->code_ld;
+    const uint8_t *scale = w->scales + j->panel * w->scale_ld;
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i lut = low;
+    if (nibbles)
+        lut = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)w->table));
+    __m256 total[MAX_ROWS][2];
+    for (int i = 0; i < m; i++)
+        total[i][0] = total[i][1] = _mm256_setzero_ps();
+    for (size_t c = 0; c < w->cols; c += GROUP, scale += 32) {
+        __m256 acc[MAX_ROWS][2][2];
+        for (int i = 0; i < m; i++)
+            acc[i][0][0] = acc[i][0][1] = acc[i][1][0] = acc[i][1][1] = _mm256_setzero_ps();
+        for (size_t o = c; o < c + GROUP; o += 8) {
+            for (int h = 0; h < 2; h++) {
+                __m256i v = _mm256_load_si256((const __m256i *)(p + 32 * h)), even = v, odd;
+                if (nibbles) {
+                    even = _mm256_shuffle_epi8(lut, _mm256_and_si256(v, low));
+                    odd = _mm256_shuffle_epi8(lut, _mm256_and_si256(_mm256_srli_epi16(v, 4), low));
+                } else {
+                    odd = _mm256_load_si256((const __m256i *)(p + 64 + 32 * h));
+                }
+                int8_octet(acc, m, j, h, o, even, odd);
+            }
+            prefetch_avx2(p);
+            p += nibbles ? 64 : 128;
+        }
+        scaled_group(total, acc, m, scale);
+    }
+    for (int i = 0; i < m; i++)
+        store_rows_avx2(j->y[i], total[i][0], total[i][1], j->rows);
+}
+
+/* ------------------------------------------------------------------ E2M1 */
+
+/* The bytes of bf16(value), by code. */
+static const uint8_t bf16_high[16] = {0x00, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
+                                      0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0};
+static const uint8_t bf16_low[16] = {0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0,
+                                     0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0};
+
+/* An octet of x in the order in which the weights come: pairs (0,4) (2,6) (1,5) (3,7), each in all lanes. */
+INLINE_AVX2 void octet_pairs(__m256 pair[4], const float *x)
+{
+    __m256 a = _mm256_broadcast_ps((const __m128 *)x);
+    __m256 b = _mm256_broadcast_ps((const __m128 *)(x + 4));
+    __m256d lo = _mm256_castps_pd(_mm256_unpacklo_ps(a, b)); /* 0 4 1 5 */
+    __m256d hi = _mm256_castps_pd(_mm256_unpackhi_ps(a, b)); /* 2 6 3 7 */
+    pair[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(lo, lo));
+    pair[1] = _mm256_castpd_ps(_mm256_unpacklo_pd(hi, hi));
+    pair[2] = _mm256_castpd_ps(_mm256_unpackhi_pd(lo, lo));
+    pair[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(hi, hi));
+}
+
+/* 8 rows, 4 columns (one nibble a byte) times the pairs of them: sums of rows 0,1,4,5 and of 2,3,6,7. */
+INLINE_AVX2 void e2m1_word(__m256 acc[][4], int m, int half, __m256i code, __m256 pair[][4], int at)
+{
+    const __m256i top = _mm256_set1_epi32((int)0xffff0000u);
+    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bf16_high));
+    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bf16_low));
+    __m256i h = _mm256_shuffle_epi8(high, code), l = _mm256_shuffle_epi8(low, code);
+    __m256i a = _mm256_unpacklo_epi8(l, h), b = _mm256_unpackhi_epi8(l, h);
+    __m256 a0 = _mm256_castsi256_ps(_mm256_slli_epi32(a, 16));
+    __m256 a1 = _mm256_castsi256_ps(_mm256_and_si256(a, top));
+    __m256 b0 = _mm256_castsi256_ps(_mm256_slli_epi32(b, 16));
+    __m256 b1 = _mm256_castsi256_ps(_mm256_and_si256(b, top));
+    for (int i = 0; i < m; i++) {
+        acc[i][half] = _mm256_fmadd_ps(pair[i][at], a0, acc[i][half]);
+        acc[i][half + 1] = _mm256_fmadd_ps(pair[i][at], b0, acc[i][half + 1]);
+        acc[i][half] = _mm256_fmadd_ps(pair[i][at + 1], a1, acc[i][half]);
+        acc[i][half + 1] = _mm256_fmadd_ps(pair[i][at + 1], b1, acc[i][half + 1]);
+    }
+}
+
+/* total += acc * scale; sums lie as (row, 2) for rows 0,1,4,5 / 2,3,6,7 / 8,9,12,13 / 10,11,14,15. */
+INLINE_AVX2 void e2m1_scale(__m256 total[][4], __m256 acc[][4], int m, const uint8_t *scale)
+{
+    static const uint8_t place[4][8] = {{0, 0, 1, 1, 4, 4, 5, 5},
+                                        {2, 2, 3, 3, 6, 6, 7, 7},
+                                        {8, 8, 9, 9, 12, 12, 13, 13},
+                                        {10, 10, 11, 11, 14, 14, 15, 15}};
+    __m128i s = _mm_load_si128((const __m128i *)scale);
+    for (int k = 0; k < 4; k++) {
+        __m256 f = e8m0_avx2(_mm_shuffle_epi8(s, _mm_loadl_epi64((const __m128i *)place[k])));
+        for (int i = 0; i < m; i++)
+            total[i][k] = _mm256_fmadd_ps(acc[i][k], f, total[i][k]);
+    }
+}
+
+/* Sums of the pairs of lanes of a (rows 0,1,4,5) and b (rows 2,3,6,7), rows in order. */
+INLINE_AVX2 __m256 e2m1_rows(__m256 a, __m256 b)
+{
+    return _mm256_hadd_ps(a, b); /* in each half: rows 0 1 2 3, 4 5 6 7 */
+}
+
+INLINE_AVX2 void panel_e2m1(const struct job *j, int m)
+{
+    const struct wmat *w = j->w;
+    const uint8_t *p = w->codes + j->panel * w->code_ld;
+    const uint8_t *scale = w->scales + j->panel * w->scale_ld;
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256 total[MAX_ROWS][4];
+    for (int i = 0; i < m; i++)
+        for (int k = 0; k < 4; k++)
+            total[i][k] = _mm256_setzero_ps();
+    for (size_t c = 0; c < w->cols; c += GROUP, scale += PANEL) {
+        __m256 acc[MAX_ROWS][4], pair[MAX_ROWS][4];
+        for (int i = 0; i < m; i++)
+            for (int k = 0; k < 4; k++)
+                acc[i][k] = _mm256_setzero_ps();
+        for (size_t o = c; o < c + GROUP; o += 8, p += 64) {
+            for (int i = 0; i < m; i++)
+                octet_pairs(pair[i], j->x[i] + o);
+            for (int h = 0; h < 2; h++) {
+                __m256i v = _mm256_load_si256((const __m256i *)(p + 32 * h));
+                __m256i hi = _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble);
+                e2m1_word(acc, m, 2 * h, _mm256_and_si256(v, nibble), pair, 0);
+                e2m1_word(acc, m, 2 * h, hi, pair, 2);
+            }
+            prefetch_avx2(p);
+        }
+        e2m1_scale(total, acc, m, scale);
+    }
+    for (int i = 0; i < m; i++)
+        store_rows_avx2(j->y[i], e2m1_rows(total[i][0], total[i][1]),
+                        e2m1_rows(total[i][2], total[i][3]), j->rows);
+}
+
+/* ------------------------------------------------------------------ any number of rows */
+
+/* ORDER FORMATS */
+#define PANEL_OF(m)                                \
+    static void panel_##m(const struct job *j)     \
+    {                                              \
+        switch (j->w->format) {                    \
+        case W_BF16: panel_bf16(j, m); break;      \
+        case W_E4M3: panel_e4m3(j, m); break;      \
+        case W_E2M1: panel_e2m1(j, m); break;      \
+        case W_Q8: panel_int8(j, m, false); break; \
+        case W_Q4: panel_int8(j, m, true); break;  \
+        default: break;                            \
+        }                                          \
+    }
+PANEL_OF(1)
+PANEL_OF(2)
+PANEL_OF(3)
+
+void matmul_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_t *pick, size_t m,
+                 const struct wmat *w, size_t r0, size_t r1, float *tmp)
+{
+    static void (*const by_rows[MAX_ROWS])(const struct job *) = {panel_1, panel_2, panel_3};
+    if (!w->panels) {
+        matmul_plain_avx2(y, ldy, x, ldx, pick, m, w, r0, r1, tmp);
+        return;
+    }
+    /* Rows outside: a slice of a panel's weights stays in the cache while all rows use it. */
+    for (size_t r = r0; r < r1; r += PANEL)
+        for (size_t i = 0; i < m;) {
+            size_t n = m - i < MAX_ROWS ? m - i : MAX_ROWS;
+            struct job j = {.w = w, .panel = r / PANEL, .rows = r1 - r < PANEL ? r1 - r : PANEL};
+            for (size_t k = 0; k < n; k++, i++) {
+                j.x[k] = x + (pick ? pick[i] : i) * ldx;
+                j.y[k] = y + i * ldy + r;
+            }
+            by_rows[n - 1](&j);
+        }
+}
