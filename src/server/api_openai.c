@@ -1,0 +1,564 @@
+/* OpenAI: chat completions. */
+#include "api.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ------------------------------------------------------------------ parameters */
+
+struct chat_params {
+    const char *model, *effort, *user, *grammar, *tier, *cache_key, *safety, *verbosity, *reasoning;
+    json_t *messages, *tools, *tool_choice, *format, *stop, *bias, *stream_options, *thinking,
+        *metadata, *functions, *function_call, *modalities, *audio, *prediction, *web, *kwargs;
+    bool stream, logprobs, parallel, store, return_progress, ignore_eos, cache_prompt;
+    int64_t n, max_tokens, max_completion_tokens, top_logprobs, seed, top_k, budget;
+    double temperature, top_p, min_p, frequency, presence, repetition, timeout;
+};
+
+#define AT(field) offsetof(struct chat_params, field)
+static const struct param table[] = {
+    {"model", P_TEXT, 0, 256, AT(model)},
+    {"messages", P_LIST, 1, 100000, AT(messages)},
+    {"tools", P_LIST, 0, 0, AT(tools)},
+    {"tool_choice", P_ANY, 0, 0, AT(tool_choice)},
+    {"parallel_tool_calls", P_BOOL, 0, 0, AT(parallel)},
+    {"response_format", P_OBJECT, 0, 0, AT(format)},
+    {"grammar", P_TEXT, 1, 1 << 20, AT(grammar)},
+    {"temperature", P_NUMBER, 0, 2, AT(temperature)},
+    {"top_p", P_NUMBER, 1e-6, 1, AT(top_p)},
+    {"top_k", P_INT, 0, INT32_MAX, AT(top_k)},
+    {"min_p", P_NUMBER, 0, 1, AT(min_p)},
+    {"frequency_penalty", P_NUMBER, -2, 2, AT(frequency)},
+    {"presence_penalty", P_NUMBER, -2, 2, AT(presence)},
+    {"repetition_penalty", P_NUMBER, 0.01, 100, AT(repetition)},
+    {"seed", P_INT, -9.2e18, 9.2e18, AT(seed)},
+    {"stop", P_ANY, 0, 0, AT(stop)},
+    {"max_tokens", P_INT, 1, 1e9, AT(max_tokens)},
+    {"max_completion_tokens", P_INT, 1, 1e9, AT(max_completion_tokens)},
+    {"n", P_INT, 1, 1e6, AT(n)},
+    {"logprobs", P_BOOL, 0, 0, AT(logprobs)},
+    {"top_logprobs", P_INT, 0, 20, AT(top_logprobs)},
+    {"logit_bias", P_OBJECT, 0, 0, AT(bias)},
+    {"stream", P_BOOL, 0, 0, AT(stream)},
+    {"stream_options", P_OBJECT, 0, 0, AT(stream_options)},
+    {"reasoning_effort", P_TEXT, 0, 32, AT(effort)},
+    {"thinking", P_OBJECT, 0, 0, AT(thinking)},
+    {"reasoning", P_TEXT, 0, 32, AT(reasoning)},
+    {"return_progress", P_BOOL, 0, 0, AT(return_progress)},
+    {"ignore_eos", P_BOOL, 0, 0, AT(ignore_eos)},
+    {"cache_prompt", P_BOOL, 0, 0, AT(cache_prompt)},
+    {"timeout", P_NUMBER, 0, 1e6, AT(timeout)},
+    /* who asks, and what he keeps with it: for him, not for the model */
+    {"user", P_TEXT, 0, 1024, AT(user)},
+    {"metadata", P_OBJECT, 0, 0, AT(metadata)},
+    {"safety_identifier", P_TEXT, 0, 1024, AT(safety)},
+    {"prompt_cache_key", P_TEXT, 0, 1024, AT(cache_key)},
+    {"store", P_BOOL, 0, 0, AT(store)},
+    {"service_tier", P_TEXT, 0, 64, AT(tier)},
+    /* known, to say why not */
+    {"functions", P_ANY, 0, 0, AT(functions)},
+    {"function_call", P_ANY, 0, 0, AT(function_call)},
+    {"modalities", P_LIST, 0, 0, AT(modalities)},
+    {"audio", P_ANY, 0, 0, AT(audio)},
+    {"prediction", P_ANY, 0, 0, AT(prediction)},
+    {"web_search_options", P_ANY, 0, 0, AT(web)},
+    {"verbosity", P_TEXT, 0, 64, AT(verbosity)},
+};
+
+static int refuse_unsupported(const struct chat_params *p, struct failure *f)
+{
+    const struct {
+        const char *name;
+        bool given;
+    } no[] = {
+        {"functions", p->functions},   {"function_call", p->function_call}, {"audio", p->audio},
+        {"prediction", p->prediction}, {"web_search_options", p->web},      {"store", p->store}};
+    for (size_t i = 0; i < sizeof no / sizeof *no; i++)
+        if (no[i].given) {
+            fail_set(f, 400, no[i].name, "%s is not supported here", no[i].name);
+            f->code = "unsupported_parameter";
+            return -1;
+        }
+    for (size_t i = 0; i < json_array_size(p->modalities); i++) {
+        const char *m = json_string_value(json_array_get(p->modalities, i));
+        if (!m || strcmp(m, "text") != 0)
+            return fail_set(f, 400, "modalities", "modalities: there is only text here");
+    }
+    if (p->tier && strcmp(p->tier, "auto") != 0 && strcmp(p->tier, "default") != 0)
+        return fail_set(f, 400, "service_tier", "service_tier must be auto or default");
+    if (p->verbosity && strcmp(p->verbosity, "medium") != 0)
+        return fail_set(f, 400, "verbosity", "verbosity: only medium, the model knows no other");
+    if (p->reasoning && strcmp(p->reasoning, "hidden") != 0 && strcmp(p->reasoning, "shown") != 0)
+        return fail_set(f, 400, "reasoning", "reasoning must be hidden or shown");
+    return 0;
+}
+
+/* ------------------------------------------------------------------ messages */
+
+static int check_parts(const json_t *content, struct failure *f)
+{
+    size_t i;
+    json_t *part;
+    if (!json_is_array(content))
+        return 0;
+    json_array_foreach(content, i, part)
+    {
+        const char *type = json_string_value(json_object_get(part, "type"));
+        if (!type || (strcmp(type, "text") != 0 && strcmp(type, "refusal") != 0))
+            return fail_set(f, 400, "messages",
+                            "messages: a content part of type %.40s; only text is understood here",
+                            type ? type : "(none)");
+    }
+    return 0;
+}
+
+/* {"type": "refusal", "refusal": TEXT} is text that the model wrote. */
+static int plain_parts(json_t *content)
+{
+    size_t i;
+    json_t *part;
+    json_array_foreach(content, i, part)
+    {
+        json_t *text = json_object_get(part, "refusal");
+        if (api_is(part, "type", "refusal") && json_is_string(text) &&
+            (api_set(part, "type", json_string("text")) != 0 ||
+             json_object_set(part, "text", text) != 0))
+            return -1;
+    }
+    return 0;
+}
+
+/* The names that others have for the same things. */
+static int rename_message(json_t *m, struct failure *f)
+{
+    static const char *const known[] = {
+        "role",      "content",      "name",   "tool_calls", "refusal",     "reasoning_content",
+        "reasoning", "tool_call_id", "prefix", "audio",      "annotations", "function_call"};
+    const char *key;
+    json_t *v;
+    if (!json_is_object(m))
+        return fail_set(f, 400, "messages", "a message must be an object");
+    json_object_foreach(m, key, v)
+    {
+        size_t i = 0;
+        while (i < sizeof known / sizeof *known && strcmp(known[i], key) != 0)
+            i++;
+        if (i == sizeof known / sizeof *known)
+            return fail_set(f, 400, "messages", "messages: unknown member %.60s", key);
+        if ((strcmp(key, "audio") == 0 || strcmp(key, "function_call") == 0) && !json_is_null(v))
+            return fail_set(f, 400, "messages", "messages: %s is not supported here", key);
+    }
+    if (api_is(m, "role", "developer") && api_set(m, "role", json_string("system")) != 0)
+        return fail_set(f, 503, NULL, "out of memory");
+    json_t *reasoning = json_object_get(m, "reasoning"), *content = json_object_get(m, "content");
+    if (json_is_string(reasoning) && !json_object_get(m, "reasoning_content") &&
+        json_object_set(m, "reasoning_content", reasoning) != 0)
+        return fail_set(f, 503, NULL, "out of memory");
+    if (json_is_null(content) && json_is_string(json_object_get(m, "refusal")) &&
+        json_object_set(m, "content", json_object_get(m, "refusal")) != 0)
+        return fail_set(f, 503, NULL, "out of memory");
+    if (check_parts(content, f) != 0)
+        return -1;
+    return plain_parts(content) == 0 ? 0 : fail_set(f, 503, NULL, "out of memory");
+}
+
+/* ------------------------------------------------------------------ writing */
+
+static void write_bytes(struct out *o, const char *text, size_t len)
+{
+    out_text(o, "[");
+    for (size_t i = 0; i < len; i++)
+        out_printf(o, i ? ",%u" : "%u", (unsigned char)text[i]);
+    out_text(o, "]");
+}
+
+static void write_token(struct turn *t, int32_t id)
+{
+    char clean[1024];
+    size_t len, n = 0;
+    const char *text = dsv4_token_bytes(t->x->server->tok, id, &len);
+    dsv4_utf8 u = {0};
+    size_t use = len < 300 ? len : 300;
+    if (text)
+        n = dsv4_utf8_push(&u, text, use, clean);
+    n += dsv4_utf8_flush(&u, clean + n);
+    out_text(&t->out, "\"token\":");
+    out_string(&t->out, clean, n);
+    out_text(&t->out, ",\"bytes\":");
+    write_bytes(&t->out, text ? text : "", text ? len : 0);
+}
+
+static void write_logged(struct turn *t, const struct logged *l)
+{
+    out_text(&t->out, "{");
+    write_token(t, l->chosen.token);
+    out_text(&t->out, ",\"logprob\":");
+    out_number(&t->out, fmax(-9999, (double)l->chosen.logprob));
+    out_text(&t->out, ",\"top_logprobs\":[");
+    for (size_t i = 0; i < t->options.n_top && l->top[i].token >= 0; i++) {
+        out_text(&t->out, i ? ",{" : "{");
+        write_token(t, l->top[i].token);
+        out_text(&t->out, ",\"logprob\":");
+        out_number(&t->out, fmax(-9999, (double)l->top[i].logprob));
+        out_text(&t->out, "}");
+    }
+    out_text(&t->out, "]}");
+}
+
+/* Log-probabilities of tokens from..n-1 of the result, or null. */
+static void write_logprobs(struct turn *t, const struct result *r, size_t from)
+{
+    if (!t->options.logprobs) {
+        out_text(&t->out, "null");
+        return;
+    }
+    out_text(&t->out, "{\"content\":[");
+    for (size_t i = from; i < r->n_logged; i++) {
+        out_text(&t->out, i > from ? "," : "");
+        write_logged(t, &r->logged[i]);
+    }
+    out_text(&t->out, "],\"refusal\":null}");
+}
+
+static const char *finish_name(enum finish f)
+{
+    return f == FINISH_LENGTH ? "length" : f == FINISH_CALLS ? "tool_calls" : "stop";
+}
+
+static void write_usage(struct turn *t)
+{
+    size_t reasoning, n = turn_tokens(t, &reasoning);
+    out_printf(&t->out,
+               "{\"prompt_tokens\":%zu,\"completion_tokens\":%zu,\"total_tokens\":%zu,"
+               "\"prompt_tokens_details\":{\"cached_tokens\":%zu},"
+               "\"completion_tokens_details\":{\"reasoning_tokens\":%zu}}",
+               t->prompt_tokens, n, t->prompt_tokens + n, t->cached_tokens, reasoning);
+}
+
+static void write_timings(struct turn *t)
+{
+    out_printf(&t->out,
+               "{\"queued_seconds\":%.6f,\"prompt_seconds\":%.6f,"
+               "\"generated_seconds\":%.6f,\"prompt_tokens_computed\":%zu}",
+               t->stats.queued, t->stats.prompt, t->stats.generating,
+               t->prompt_tokens - t->cached_tokens);
+}
+
+/* ---- streams */
+
+struct own {
+    size_t *logged; /* [answers] sent */
+};
+
+static void chunk_begin(struct turn *t)
+{
+    sse_begin(t, NULL);
+    out_text(&t->out, "{\"id\":");
+    out_cstring(&t->out, t->id);
+    out_printf(&t->out, ",\"object\":\"chat.completion.chunk\",\"created\":%lld,\"model\":",
+               (long long)t->created);
+    out_cstring(&t->out, t->x->server->opt->model_name);
+    out_text(&t->out, ",\"system_fingerprint\":\"dsv4-" DSV4_VERSION "\",\"choices\":[");
+}
+
+static void chunk_end(struct turn *t)
+{
+    if (t->include_usage)
+        out_text(&t->out, ",\"usage\":null");
+    out_text(&t->out, "}");
+    sse_end(t);
+}
+
+static void delta_begin(struct turn *t, size_t choice)
+{
+    chunk_begin(t);
+    out_printf(&t->out, "{\"index\":%zu,\"delta\":{", choice);
+}
+
+static void delta_end(struct turn *t, const char *finish, const struct result *r, size_t from)
+{
+    out_text(&t->out, "},\"logprobs\":");
+    if (r)
+        write_logprobs(t, r, from);
+    else
+        out_text(&t->out, "null");
+    out_text(&t->out, ",\"finish_reason\":");
+    if (finish)
+        out_cstring(&t->out, finish);
+    else
+        out_text(&t->out, "null");
+    out_text(&t->out, "}]");
+    chunk_end(t);
+}
+
+static void chat_begin(struct turn *t)
+{
+    for (size_t i = 0; i < t->n_choices; i++) {
+        delta_begin(t, i);
+        out_text(&t->out, "\"role\":\"assistant\",\"content\":\"\"");
+        delta_end(t, NULL, NULL, 0);
+    }
+}
+
+static void chat_piece(struct turn *t, unsigned choice, const struct piece *p)
+{
+    const struct result *r = turn_result(t, choice);
+    size_t *sent = t->own;
+    if (p->kind == PIECE_CALL_END)
+        return;
+    delta_begin(t, choice);
+    switch (p->kind) {
+    case PIECE_REASONING:
+        out_text(&t->out, "\"reasoning_content\":");
+        out_string(&t->out, p->text, p->len);
+        break;
+    case PIECE_CONTENT:
+        out_text(&t->out, "\"content\":");
+        out_string(&t->out, p->text, p->len);
+        break;
+    case PIECE_CALL:
+        out_printf(&t->out, "\"tool_calls\":[{\"index\":%zu,\"id\":", p->call);
+        out_cstring(&t->out, r->call[p->call].id);
+        out_text(&t->out, ",\"type\":\"function\",\"function\":{\"name\":");
+        out_string(&t->out, p->text, p->len);
+        out_text(&t->out, ",\"arguments\":\"\"}}]");
+        break;
+    case PIECE_ARGUMENTS:
+        out_printf(&t->out, "\"tool_calls\":[{\"index\":%zu,\"function\":{\"arguments\":", p->call);
+        out_string(&t->out, p->text, p->len);
+        out_text(&t->out, "}}]");
+        break;
+    case PIECE_CALL_END: break;
+    }
+    delta_end(t, NULL, p->kind == PIECE_CONTENT ? r : NULL, sent[choice]);
+    if (p->kind == PIECE_CONTENT)
+        sent[choice] = r->n_logged;
+}
+
+static void chat_finish(struct turn *t, unsigned choice)
+{
+    const struct result *r = turn_result(t, choice);
+    size_t *sent = t->own;
+    delta_begin(t, choice);
+    delta_end(t, finish_name(r->finish),
+              t->options.logprobs && sent[choice] < r->n_logged ? r : NULL, sent[choice]);
+}
+
+static void chat_end(struct turn *t)
+{
+    if (t->include_usage) {
+        chunk_begin(t);
+        out_text(&t->out, "],\"usage\":");
+        write_usage(t);
+        out_text(&t->out, ",\"timings\":");
+        write_timings(t);
+        out_text(&t->out, "}");
+        sse_end(t);
+    }
+    out_text(&t->out, "data: [DONE]\n\n");
+}
+
+static void chat_fail(struct turn *t, const struct failure *f)
+{
+    sse_begin(t, NULL);
+    failure_body(&t->out, PROTOCOL_OPENAI, f, t->x->id);
+    sse_end(t);
+    out_text(&t->out, "data: [DONE]\n\n");
+}
+
+static void chat_progress(struct turn *t, size_t cached, size_t done, size_t total, double seconds)
+{
+    double rate = seconds > 0 && done > cached ? (double)(done - cached) / seconds : 0;
+    chunk_begin(t);
+    out_printf(&t->out,
+               "],\"prompt_progress\":{\"total\":%zu,\"cached\":%zu,\"processed\":%zu,"
+               "\"seconds\":%.3f,\"tokens_per_second\":%.1f,\"eta_seconds\":",
+               total, cached, done, seconds, rate);
+    if (rate > 0)
+        out_printf(&t->out, "%.1f}", (double)(total - done) / rate);
+    else
+        out_text(&t->out, "null}");
+    chunk_end(t);
+}
+
+/* ---- the whole */
+
+static void write_message(struct turn *t, const struct result *r)
+{
+    out_text(&t->out, "{\"role\":\"assistant\",\"content\":");
+    if (r->content.b.len || r->n_calls == 0)
+        out_string(&t->out, r->content.b.data, r->content.b.len);
+    else
+        out_text(&t->out, "null");
+    out_text(&t->out, ",\"refusal\":null");
+    if (t->options.thinking && !t->hide_reasoning) {
+        out_text(&t->out, ",\"reasoning_content\":");
+        out_string(&t->out, r->reasoning.b.data, r->reasoning.b.len);
+    }
+    for (size_t i = 0; i < r->n_calls; i++) {
+        out_text(&t->out, i ? ",{\"id\":" : ",\"tool_calls\":[{\"id\":");
+        out_cstring(&t->out, r->call[i].id);
+        out_text(&t->out, ",\"type\":\"function\",\"function\":{\"name\":");
+        out_string(&t->out, r->call[i].name.b.data, r->call[i].name.b.len);
+        out_text(&t->out, ",\"arguments\":");
+        out_string(&t->out, r->call[i].arguments.b.data, r->call[i].arguments.b.len);
+        out_text(&t->out, "}}");
+    }
+    out_text(&t->out, r->n_calls ? "]}" : "}");
+}
+
+static void chat_whole(struct turn *t)
+{
+    out_text(&t->out, "{\"id\":");
+    out_cstring(&t->out, t->id);
+    out_printf(&t->out, ",\"object\":\"chat.completion\",\"created\":%lld,\"model\":",
+               (long long)t->created);
+    out_cstring(&t->out, t->x->server->opt->model_name);
+    out_text(&t->out, ",\"system_fingerprint\":\"dsv4-" DSV4_VERSION "\",\"choices\":[");
+    for (size_t i = 0; i < t->n_choices; i++) {
+        const struct result *r = turn_result(t, i);
+        out_printf(&t->out, "%s{\"index\":%zu,\"message\":", i ? "," : "", i);
+        write_message(t, r);
+        out_text(&t->out, ",\"logprobs\":");
+        write_logprobs(t, r, 0);
+        out_printf(&t->out, ",\"finish_reason\":\"%s\"}", finish_name(r->finish));
+        t->out.failed |= r->content.failed || r->reasoning.failed;
+    }
+    out_text(&t->out, "],\"usage\":");
+    write_usage(t);
+    out_text(&t->out, ",\"timings\":");
+    write_timings(t);
+    out_text(&t->out, "}");
+}
+
+static void chat_release(struct turn *t)
+{
+    dsv4_free(t->own);
+}
+
+static const struct shape chat_shape = {chat_begin, chat_piece,    chat_finish, chat_end,
+                                        chat_fail,  chat_progress, chat_whole,  chat_release};
+
+/* ------------------------------------------------------------------ the request */
+
+static int read_stream(struct turn *t, const struct chat_params *p, struct failure *f)
+{
+    struct {
+        bool usage, obfuscation;
+    } o = {false, false};
+    static const struct param options[] = {
+        {"include_usage", P_BOOL, 0, 0, 0},
+        {"include_obfuscation", P_BOOL, 0, 0, 1},
+    };
+    t->stream = p->stream;
+    t->return_progress = p->return_progress;
+    if (!p->stream_options)
+        return 0;
+    if (!p->stream)
+        return fail_set(f, 400, "stream_options", "stream_options goes with stream: true");
+    if (params_read(p->stream_options, options, 2, &o, f) != 0)
+        return -1;
+    t->include_usage = o.usage;
+    return 0;
+}
+
+static int64_t budget_of(const json_t *thinking, struct failure *f)
+{
+    const json_t *v = json_object_get(thinking, "budget_tokens");
+    if (!v || json_is_null(v))
+        return 0;
+    if (!json_is_integer(v) || json_integer_value(v) < 1 || json_integer_value(v) > 1000000000)
+        return fail_set(f, 400, "thinking", "thinking.budget_tokens must be an integer above 0");
+    return json_integer_value(v);
+}
+
+static int read_request(struct turn *t, struct chat_params *p, struct failure *f)
+{
+    struct server *s = t->x->server;
+    struct turn_sampling sp = api_sampling(s);
+    size_t i;
+    json_t *m;
+    dsv4_err err;
+    *p = (struct chat_params){.parallel = true,
+                              .n = 1,
+                              .cache_prompt = true,
+                              .temperature = (double)sp.sampling.temperature,
+                              .top_p = (double)sp.sampling.top_p,
+                              .min_p = (double)sp.sampling.min_p,
+                              .top_k = sp.sampling.top_k,
+                              .repetition = 1,
+                              .seed = INT64_MIN};
+    if (params_read(t->body, table, sizeof table / sizeof *table, p, f) != 0 ||
+        refuse_unsupported(p, f) != 0 || api_model(s, p->model, f) != 0 ||
+        read_stream(t, p, f) != 0)
+        return -1;
+    if (!p->messages)
+        return fail_set(f, 400, "messages", "messages must be a list that is not empty");
+    if (json_array_size(p->messages) > s->opt->max_messages)
+        return fail_set(f, 400, "messages", "%zu messages; at most %zu are taken",
+                        json_array_size(p->messages), s->opt->max_messages);
+    if (p->n > (int64_t)s->opt->max_choices)
+        return fail_set(f, 400, "n", "n is %lld; at most %zu choices are made here",
+                        (long long)p->n, s->opt->max_choices);
+    if (p->top_logprobs > 0 && !p->logprobs)
+        return fail_set(f, 400, "top_logprobs", "top_logprobs goes with logprobs: true");
+    json_array_foreach(p->messages, i, m) if (rename_message(m, f) != 0) return -1;
+    t->n_choices = (unsigned)p->n;
+    t->options.logprobs = p->logprobs;
+    t->options.n_top = p->logprobs ? (size_t)p->top_logprobs : 0;
+    t->options.ignore_eos = p->ignore_eos;
+    if (p->ignore_eos)
+        return fail_set(f, 400, "ignore_eos",
+                        "ignore_eos: only /v1/completions goes on after an end");
+    if (p->reasoning)
+        t->hide_reasoning = strcmp(p->reasoning, "hidden") == 0;
+    sp.sampling.temperature = (float)p->temperature;
+    sp.sampling.top_p = (float)p->top_p;
+    sp.sampling.min_p = (float)p->min_p;
+    sp.sampling.top_k = (int)p->top_k;
+    sp.sampling.frequency = (float)p->frequency;
+    sp.sampling.presence = (float)p->presence;
+    sp.sampling.repetition = (float)p->repetition;
+    if (p->seed != INT64_MIN)
+        sp.sampling.seed = (uint64_t)p->seed;
+    sp.logit_bias = p->bias;
+    sp.user = p->user;
+    sp.timeout = p->timeout;
+    sp.max_tokens = (size_t)(p->max_completion_tokens ? p->max_completion_tokens : p->max_tokens);
+    struct chat_words w = {.tools = p->tools,
+                           .tool_choice = p->tool_choice,
+                           .format = p->format,
+                           .grammar = p->grammar,
+                           .parallel = p->parallel,
+                           .budget = budget_of(p->thinking, f)};
+    if (w.budget < 0 || turn_stops(t, p->stop, "stop", 64, f) != 0 ||
+        api_chat(t, t->body, &w, f) != 0 ||
+        mem_alloc(&t->own, t->n_choices, sizeof(size_t), "a request", &err) != 0)
+        return f->status ? -1 : fail_err(f, &err);
+    if (turn_chat(t, t->body, &sp, f) != 0)
+        return -1;
+    t->jobs[0]->no_cache = !p->cache_prompt;
+    return 0;
+}
+
+void api_chat_completions(struct exchange *x)
+{
+    json_t *body = api_body(x);
+    struct turn *t;
+    struct failure f = {0};
+    struct chat_params p;
+    if (!body)
+        return;
+    int rc = turn_open(&t, x, &chat_shape, body, &f);
+    json_decref(body);
+    if (rc == 0) {
+        snprintf(t->id, sizeof t->id, "chatcmpl-%s", x->id + 4);
+        rc = read_request(t, &p, &f);
+    }
+    if (rc != 0)
+        turn_refuse(t, x, &f);
+    else
+        turn_go(t);
+}

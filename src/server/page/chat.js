@@ -1,0 +1,505 @@
+/* The chat page: conversations live in this browser, answers stream from /v1/chat/completions. Text of the
+ * model is only ever put into the page as text: the Markdown below makes elements, never markup. */
+"use strict";
+
+const $ = id => document.getElementById(id);
+const make = (name, text, cls) => {
+  const e = document.createElement(name);
+  if (text !== undefined) e.textContent = text;
+  if (cls) e.className = cls;
+  return e;
+};
+const button = (text, label, act) => {
+  const b = make("button", text);
+  b.type = "button";
+  b.setAttribute("aria-label", label);
+  b.addEventListener("click", act);
+  return b;
+};
+
+/* ------------------------------------------------------------------ what is kept */
+
+const KEEP = "dsv4.chats", SETTINGS = "dsv4.settings";
+const load = (key, otherwise) => {
+  try { return JSON.parse(localStorage.getItem(key)) || otherwise; } catch { return otherwise; }
+};
+let chats = load(KEEP, []);
+let settings = Object.assign({
+  system: "", effort: "none", budget: 0, temperature: 1, topP: 1, topK: 0, minP: 0, maxTokens: 0, seed: "",
+  fileTokens: 8000, key: "", theme: "auto",
+}, load(SETTINGS, {}));
+let current = chats[0] || null, running = null, attached = [], limit = 0;
+
+const save = () => {
+  for (;;) {
+    try { localStorage.setItem(KEEP, JSON.stringify(chats)); return; } catch {
+      if (chats.length < 2) { say("This browser has no room to keep the conversation.", true); return; }
+      chats.pop();  /* the oldest makes room */
+    }
+  }
+};
+
+const say = (text, bad) => {
+  $("state").textContent = text;
+  $("state").classList.toggle("error", !!bad);
+};
+
+/* ------------------------------------------------------------------ Markdown */
+
+function inline(to, text) {
+  const rule = /(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)|\*\*([\s\S]+?)\*\*|\*([^\s*][^*]*?)\*|\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)/g;
+  let at = 0;
+  for (const m of text.matchAll(rule)) {
+    to.append(text.slice(at, m.index));
+    at = m.index + m[0].length;
+    if (m[2] !== undefined) to.append(make("code", m[2].trim()));
+    else if (m[3] !== undefined) { const e = make("strong"); inline(e, m[3]); to.append(e); }
+    else if (m[4] !== undefined) { const e = make("em"); inline(e, m[4]); to.append(e); }
+    else {
+      const e = make("a", m[5]);
+      e.href = m[6];
+      e.rel = "noopener noreferrer";
+      e.target = "_blank";
+      e.title = m[6];
+      to.append(e);
+    }
+  }
+  to.append(text.slice(at));
+}
+
+function codeBlock(lines, language) {
+  const box = make("div", undefined, "code"), head = make("div", undefined, "head"), pre = make("pre");
+  const text = lines.join("\n");
+  head.append(make("span", language || "text"), button("Copy", "Copy the code", async e => {
+    try { await navigator.clipboard.writeText(text); e.target.textContent = "Copied"; }
+    catch { e.target.textContent = "No access"; }
+  }));
+  pre.append(make("code", text));
+  pre.tabIndex = 0;
+  box.append(head, pre);
+  return box;
+}
+
+function cells(line) {
+  return line.trim().replace(/^\||\|$/g, "").split("|").map(c => c.trim());
+}
+
+function markdown(to, text) {
+  const lines = text.split("\n"), out = document.createDocumentFragment();
+  let i = 0;
+  const paragraph = [];
+  const flush = () => {
+    if (!paragraph.length) return;
+    const p = make("p");
+    inline(p, paragraph.join("\n"));
+    out.append(p);
+    paragraph.length = 0;
+  };
+  while (i < lines.length) {
+    const line = lines[i];
+    let m;
+    if ((m = /^\s*(```+|~~~+)\s*([\w+#.-]*)/.exec(line))) {
+      flush();
+      const code = [];
+      for (i++; i < lines.length && !lines[i].trim().startsWith(m[1]); i++) code.push(lines[i]);
+      i++;
+      out.append(codeBlock(code, m[2]));
+    } else if ((m = /^(#{1,6})\s+(.*)/.exec(line))) {
+      flush();
+      const h = make("h" + Math.min(6, m[1].length + 2));
+      inline(h, m[2]);
+      out.append(h);
+      i++;
+    } else if (/^\s*([-*+]|\d+[.)])\s+/.test(line)) {
+      flush();
+      const ordered = /^\s*\d/.test(line), list = make(ordered ? "ol" : "ul");
+      for (; i < lines.length && (m = /^\s*(?:[-*+]|\d+[.)])\s+(.*)/.exec(lines[i])); i++) {
+        const li = make("li");
+        inline(li, m[1]);
+        list.append(li);
+      }
+      out.append(list);
+    } else if (/^\s*>/.test(line)) {
+      flush();
+      const quote = [];
+      for (; i < lines.length && /^\s*>/.test(lines[i]); i++) quote.push(lines[i].replace(/^\s*>\s?/, ""));
+      const q = make("blockquote");
+      inline(q, quote.join("\n"));
+      out.append(q);
+    } else if (line.includes("|") && /^\s*\|?[\s:|-]+\|[\s:|-]*$/.test(lines[i + 1] || "")) {
+      flush();
+      const table = make("table"), row = (line, name) => {
+        const tr = make("tr");
+        for (const c of cells(line)) { const e = make(name); inline(e, c); tr.append(e); }
+        table.append(tr);
+      };
+      row(line, "th");
+      for (i += 2; i < lines.length && lines[i].includes("|"); i++) row(lines[i], "td");
+      out.append(table);
+    } else if (!line.trim()) {
+      flush();
+      i++;
+    } else {
+      paragraph.push(line);
+      i++;
+    }
+  }
+  flush();
+  to.replaceChildren(out);
+}
+
+/* ------------------------------------------------------------------ showing */
+
+function showMessage(m, at) {
+  const box = make("article", undefined, "message " + m.role), text = make("div", undefined, "text");
+  box.append(make("div", m.role === "user" ? "You" : "Model", "who"));
+  if (m.reasoning || m.reasoningTokens) {
+    const d = make("details", undefined, "reasoning"), s = make("summary"), t = make("div", m.reasoning, "thought");
+    d.append(s, t);
+    box.append(d);
+  }
+  if (m.role === "user") text.textContent = m.shown || m.content; else markdown(text, m.content);
+  box.append(text);
+  if (m.error) box.append(make("p", m.error, "error"));
+  const tools = make("div", undefined, "tools");
+  if (m.role === "user") {
+    tools.append(button("Edit", "Edit this message and ask again", () => edit(at)));
+  } else {
+    tools.append(button("Copy", "Copy the answer", () => navigator.clipboard.writeText(m.content)),
+                 button("Regenerate", "Ask for another answer", () => regenerate(at)));
+    tools.append(make("span", m.stats || ""));
+  }
+  box.append(tools);
+  summary(box, m);
+  return box;
+}
+
+function summary(box, m) {
+  const s = box.querySelector("summary");
+  if (!s) return;
+  const seconds = m.reasoningSeconds === undefined ? "" : m.reasoningSeconds.toFixed(1) + " s, ";
+  s.textContent = "Reasoning (" + seconds + (m.reasoningTokens || 0) + " tokens)";
+}
+
+function show() {
+  const log = $("log");
+  log.replaceChildren(...(current ? current.messages.map(showMessage) : []));
+  $("title").textContent = current ? current.title : "dsv4";
+  log.scrollTop = log.scrollHeight;
+  $("list").replaceChildren(...chats.map(c => {
+    const li = make("li", undefined, c === current ? "current" : "");
+    const b = button(c.title, "Open: " + c.title, () => { stop(); current = c; show(); $("input").focus(); });
+    b.className = "open";
+    if (c === current) b.setAttribute("aria-current", "true");
+    li.append(b, button("×", "Delete: " + c.title, () => {
+      if (!confirm("Delete this conversation?")) return;
+      stop();
+      chats = chats.filter(x => x !== c);
+      if (current === c) current = chats[0] || null;
+      save();
+      show();
+    }));
+    return li;
+  }));
+}
+
+/* ------------------------------------------------------------------ asking */
+
+function headers() {
+  const h = {"Content-Type": "application/json"};
+  if (settings.key) h.Authorization = "Bearer " + settings.key;
+  return h;
+}
+
+function body(messages) {
+  const b = {
+    messages: messages.map(m => ({role: m.role, content: m.content})), stream: true, return_progress: true,
+    stream_options: {include_usage: true}, temperature: settings.temperature, top_p: settings.topP,
+    top_k: settings.topK, min_p: settings.minP,
+  };
+  if (settings.system) b.messages.unshift({role: "system", content: settings.system});
+  if (settings.effort === "none") b.thinking = {type: "disabled"};
+  else {
+    b.thinking = {type: "enabled"};
+    b.reasoning_effort = settings.effort;
+    if (settings.budget > 0) b.thinking.budget_tokens = settings.budget;
+  }
+  if (settings.maxTokens > 0) b.max_tokens = settings.maxTokens;
+  if (settings.seed !== "") b.seed = Number(settings.seed);
+  return b;
+}
+
+async function* eventsOf(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const {done, value} = await reader.read();
+    if (done) return;
+    text += value;
+    const blocks = text.split("\n\n");
+    text = blocks.pop();
+    for (const b of blocks)
+      for (const line of b.split("\n"))
+        if (line.startsWith("data: ") && line !== "data: [DONE]") yield JSON.parse(line.slice(6));
+  }
+}
+
+async function answer() {
+  const chat = current, control = new AbortController();
+  const m = {role: "assistant", content: "", reasoning: ""};
+  const begun = performance.now();
+  let first = 0, tokens = 0, drawn = 0, box = null, timer = 0;
+  chat.messages.push(m);
+  running = {control, chat};
+  $("send").hidden = true;
+  $("stop").hidden = false;
+  $("log").setAttribute("aria-busy", "true");
+  say("waiting");
+  const draw = () => {
+    timer = 0;
+    drawn = performance.now();
+    if (current !== chat) return;
+    const log = $("log"), low = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
+    const open = box && box.querySelector("details") && box.querySelector("details").open;
+    const fresh = showMessage(m, chat.messages.length - 1);
+    fresh.querySelector(".text").classList.add("busy");
+    if (open) fresh.querySelector("details").open = true;
+    if (box && box.isConnected) box.replaceWith(fresh); else log.append(fresh);
+    box = fresh;
+    if (low) log.scrollTop = log.scrollHeight;
+  };
+  const soon = () => { if (!timer) timer = setTimeout(draw, Math.max(0, 60 - (performance.now() - drawn))); };
+  draw();
+  try {
+    const r = await fetch("/v1/chat/completions", {
+      method: "POST", headers: headers(), body: JSON.stringify(body(chat.messages.slice(0, -1))),
+      signal: control.signal,
+    });
+    if (!r.ok) throw new Error((await r.json()).error.message);
+    for await (const e of eventsOf(r)) {
+      if (e.error) throw new Error(e.error.message);
+      if (e.prompt_progress) {
+        const p = e.prompt_progress;
+        say("reading " + p.processed + " of " + p.total + " tokens" +
+            (p.eta_seconds ? ", " + p.eta_seconds.toFixed(0) + " s left" : ""));
+        continue;
+      }
+      if (e.usage && !e.choices.length) {
+        const u = e.usage;
+        m.reasoningTokens = u.completion_tokens_details.reasoning_tokens;
+        const s = e.timings.generated_seconds;
+        m.stats = u.prompt_tokens + " + " + u.completion_tokens + " tokens" +
+          (u.prompt_tokens_details.cached_tokens ? " (" + u.prompt_tokens_details.cached_tokens + " cached)" : "") +
+          (s > 0 ? ", " + (u.completion_tokens / s).toFixed(1) + " tokens/s" : "");
+      }
+      const c = e.choices[0];
+      if (!c) continue;
+      const d = c.delta;
+      if (d.reasoning_content || d.content) {
+        tokens++;
+        if (!first) first = performance.now();
+        if (d.reasoning_content) {
+          m.reasoning += d.reasoning_content;
+          m.reasoningTokens = (m.reasoningTokens || 0) + 1;
+          m.reasoningSeconds = (performance.now() - begun) / 1000;
+        } else m.content += d.content;
+        const s = (performance.now() - first) / 1000;
+        say(tokens + " tokens" + (s > 0.5 ? ", " + ((tokens - 1) / s).toFixed(1) + " tokens/s" : ""));
+        soon();
+      }
+      if (c.finish_reason === "length") m.error = "The answer was cut at a limit.";
+    }
+    say("");
+  } catch (e) {
+    if (e.name === "AbortError") m.error = "Stopped.";
+    else { m.error = e.message || "The connection was lost."; say("failed", true); }
+    if (e.name === "AbortError") say("stopped");
+  }
+  clearTimeout(timer);
+  running = null;
+  $("send").hidden = false;
+  $("stop").hidden = true;
+  $("log").removeAttribute("aria-busy");
+  save();
+  show();
+}
+
+function stop() {
+  if (running) running.control.abort();
+}
+
+function edit(at) {
+  if (running) return;
+  const m = current.messages[at];
+  $("input").value = m.shown || m.content;
+  current.messages.length = at;
+  show();
+  $("input").focus();
+  count();
+}
+
+function regenerate(at) {
+  if (running) return;
+  current.messages.length = at;
+  show();
+  answer();
+}
+
+/* ------------------------------------------------------------------ files */
+
+const SKIP = /(^|\/)(\.git|node_modules|__pycache__|build|dist|target|\.venv)(\/|$)/;
+
+/* Lines of a .gitignore as tests of a path below it. */
+function ignores(text, base) {
+  return text.split("\n").map(l => l.replace(/\s+$/, "")).filter(l => l && !l.startsWith("#")).map(l => {
+    const not = l.startsWith("!"), dir = l.endsWith("/");
+    let p = l.replace(/^!/, "").replace(/\/$/, "");
+    const rooted = p.startsWith("/") || p.slice(0, -1).includes("/");
+    p = p.replace(/^\//, "").replace(/[.+^${}()|\\]/g, "\\$&").replace(/\*\*\/?/g, "\0").replace(/\*/g, "[^/]*")
+      .replace(/\?/g, "[^/]").replace(/\0/g, ".*");
+    return {not, rule: new RegExp("^" + base.replace(/[.+^${}()|[\]\\*?]/g, "\\$&") + (rooted ? "" : "(.*/)?") + p +
+                                  (dir ? "/" : "(/|$)"))};
+  });
+}
+
+async function attach(list) {
+  const files = [...list].map(f => ({f, path: f.webkitRelativePath || f.name}));
+  const rules = [];
+  for (const {f, path} of files)
+    if (path.endsWith(".gitignore")) rules.push(...ignores(await f.text(), path.slice(0, -".gitignore".length)));
+  files.sort((a, b) => a.path < b.path ? -1 : a.path > b.path ? 1 : 0);
+  for (const {f, path} of files) {
+    let out = SKIP.test(path);
+    for (const r of rules) if (r.rule.test(path)) out = !r.not;
+    if (out || f.size > 4e6) continue;
+    const bytes = new Uint8Array(await f.arrayBuffer());
+    if (bytes.subarray(0, 8000).includes(0)) continue;
+    let text;
+    try { text = new TextDecoder("utf-8", {fatal: true}).decode(bytes); } catch { continue; }
+    attached = attached.filter(a => a.path !== path);
+    attached.push({path, text, tokens: await tokens(text)});
+  }
+  attached.sort((a, b) => a.path < b.path ? -1 : 1);
+  showFiles();
+  count();
+}
+
+/* Over budget the largest files stay out; the order stays, so that the next question finds the cache. */
+function chosen() {
+  let sum = attached.reduce((n, a) => n + a.tokens, 0);
+  const out = new Set();
+  for (const a of [...attached].sort((a, b) => b.tokens - a.tokens)) {
+    if (sum <= settings.fileTokens) break;
+    out.add(a);
+    sum -= a.tokens;
+  }
+  return attached.filter(a => !out.has(a));
+}
+
+function showFiles() {
+  const inside = new Set(chosen());
+  $("files").replaceChildren(...attached.map(a => {
+    const li = make("li", a.path + " (" + a.tokens + ") ", inside.has(a) ? "" : "out");
+    if (!inside.has(a)) li.title = "left out: over the limit of tokens";
+    li.append(button("×", "Remove " + a.path, () => {
+      attached = attached.filter(x => x !== a);
+      showFiles();
+      count();
+    }));
+    return li;
+  }));
+}
+
+function prompt(text) {
+  return chosen().map(a => "[file name]: " + a.path + "\n[file content begin]\n" + a.text + "\n[file content end]\n")
+    .join("") + text;
+}
+
+async function tokens(text) {
+  const r = await fetch("/tokenize", {method: "POST", headers: headers(), body: JSON.stringify({content: text})});
+  return r.ok ? (await r.json()).count : 0;
+}
+
+let counting = 0;
+function count() {
+  clearTimeout(counting);
+  counting = setTimeout(async () => {
+    const text = $("input").value;
+    if (!text && !attached.length) { $("count").textContent = ""; return; }
+    try {
+      const b = body([...(current ? current.messages : []), {role: "user", content: prompt(text)}]);
+      const r = await fetch("/tokenize", {method: "POST", headers: headers(), body: JSON.stringify(
+        {messages: b.messages, thinking: b.thinking})});
+      const v = await r.json();
+      if (r.ok) $("count").textContent = v.count + " of " + v.max_model_len + " tokens";
+    } catch { $("count").textContent = ""; }
+  }, 300);
+}
+
+/* ------------------------------------------------------------------ controls */
+
+const fields = {
+  "set-system": "system", "set-effort": "effort", "set-budget": "budget", "set-temperature": "temperature",
+  "set-top-p": "topP", "set-top-k": "topK", "set-min-p": "minP", "set-max-tokens": "maxTokens",
+  "set-seed": "seed", "set-file-tokens": "fileTokens", "set-key": "key", "set-theme": "theme",
+};
+
+function theme() {
+  if (settings.theme === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = settings.theme;
+}
+
+for (const [id, name] of Object.entries(fields)) {
+  const e = $(id);
+  e.value = settings[name];
+  e.addEventListener("change", () => {
+    if (!e.checkValidity()) { e.value = settings[name]; return; }
+    settings[name] = e.type === "number" && name !== "seed" ? Number(e.value) : e.value;
+    localStorage.setItem(SETTINGS, JSON.stringify(settings));
+    theme();
+    showFiles();
+    count();
+  });
+}
+
+$("form").addEventListener("submit", e => {
+  e.preventDefault();
+  const text = $("input").value;
+  if (running || (!text.trim() && !attached.length)) return;
+  if (!current) {
+    current = {title: text.trim().slice(0, 60) || "Files", messages: []};
+    chats.unshift(current);
+  }
+  const names = chosen().map(a => a.path);
+  const m = {role: "user", content: prompt(text)};
+  if (names.length) m.shown = "[" + names.join(", ") + "]\n" + text;
+  current.messages.push(m);
+  $("input").value = "";
+  attached = [];
+  showFiles();
+  $("count").textContent = "";
+  show();
+  answer();
+});
+$("input").addEventListener("keydown", e => {
+  if (e.key === "Enter" && !e.shiftKey && !e.isComposing) { e.preventDefault(); $("form").requestSubmit(); }
+});
+$("input").addEventListener("input", count);
+$("stop").addEventListener("click", stop);
+$("new").addEventListener("click", () => { stop(); current = null; show(); $("input").focus(); });
+$("side-toggle").addEventListener("click", () => $("side").classList.toggle("closed"));
+$("settings-open").addEventListener("click", () => $("settings").showModal());
+$("pick-files").addEventListener("change", e => attach(e.target.files).then(() => { e.target.value = ""; }));
+$("pick-folder").addEventListener("change", e => attach(e.target.files).then(() => { e.target.value = ""; }));
+document.addEventListener("keydown", e => {
+  if (e.key === "Escape" && running && !$("settings").open) stop();
+  if (e.ctrlKey && e.shiftKey && e.key.toLowerCase() === "o") { e.preventDefault(); $("new").click(); }
+});
+if (matchMedia("(max-width: 45rem)").matches) $("side").classList.add("closed");
+theme();
+show();
+$("input").focus();
+fetch("/props", {headers: headers()}).then(async r => {
+  if (r.ok) { const p = await r.json(); say(p.model + ", " + p.context_length + " tokens"); }
+  else if (r.status === 401) { say("an API key is needed: Settings", true); }
+}).catch(() => say("the server is not there", true));

@@ -1,0 +1,246 @@
+"""The chat page as a person uses it, in a headless Chromium driven over its debugging pipe.
+
+usage: python tests/test_page.py PROGRAM CHROMIUM FOLDER     (from the top of the tree)
+"""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+PROGRAM, CHROMIUM, SHOTS = sys.argv[1:4]
+os.makedirs(SHOTS, exist_ok=True)
+temp = tempfile.TemporaryDirectory()
+
+
+class Browser:
+    def __init__(self):
+        to_child, from_child = os.pipe(), os.pipe()
+
+        def fds():  # it reads commands at 3 and writes events at 4
+            a, b = os.dup(to_child[0]), os.dup(from_child[1])
+            os.dup2(a, 3)
+            os.dup2(b, 4)
+
+        self.p = subprocess.Popen(
+            [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+             "--no-first-run", "--remote-debugging-pipe", "--user-data-dir=" + temp.name + "/profile",
+             "--window-size=1200,800", "about:blank"],
+            preexec_fn=fds, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(to_child[0])
+        os.close(from_child[1])
+        self.w, self.r = to_child[1], from_child[0]
+        self.buffer, self.n, self.complaints = b"", 0, []
+        self.session = None
+
+    def message(self):
+        while b"\0" not in self.buffer:
+            piece = os.read(self.r, 1 << 20)
+            if not piece:
+                raise RuntimeError("the browser ended")
+            self.buffer += piece
+        text, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(text)
+
+    def call(self, method, **params):
+        self.n += 1
+        m = {"id": self.n, "method": method, "params": params}
+        if self.session:
+            m["sessionId"] = self.session
+        os.write(self.w, json.dumps(m).encode() + b"\0")
+        while True:
+            r = self.message()
+            if r.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown"):
+                self.complaints.append(json.dumps(r["params"])[:600])
+            if r.get("id") == self.n:
+                if "error" in r:
+                    raise RuntimeError("%s: %s" % (method, r["error"]))
+                return r["result"]
+
+    def open(self, url):
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "DOM"):
+            self.call(domain + ".enable")
+        self.call("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete' && !!document.getElementById('send')")
+
+    def js(self, code):
+        r = self.call("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in r:
+            raise RuntimeError("%s: %s" % (code, json.dumps(r["exceptionDetails"])[:400]))
+        return r["result"].get("value")
+
+    def wait(self, code, seconds=60):
+        end = time.time() + seconds
+        while not self.js(code):
+            if time.time() > end:
+                self.shot("failed")
+                raise AssertionError("waited in vain for: %s" % code)
+            time.sleep(0.05)
+
+    def type(self, text):
+        self.js("document.getElementById('input').focus()")
+        self.call("Input.insertText", text=text)
+
+    def key(self, key, code, number):
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=code, windowsVirtualKeyCode=number)
+
+    def enter(self):
+        self.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter",
+                  windowsVirtualKeyCode=13, text="\r")
+        self.call("Input.dispatchKeyEvent", type="keyUp", key="Enter", code="Enter", windowsVirtualKeyCode=13)
+
+    def files(self, id, paths):
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector="#" + id)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=paths, nodeId=node)
+
+    def set(self, id, value):
+        self.js("{const e = document.getElementById(%s); e.value = %s; "
+                "e.dispatchEvent(new Event('change'))}" % (json.dumps(id), json.dumps(str(value))))
+
+    def shot(self, name):
+        data = self.call("Page.captureScreenshot", format="png")["data"]
+        with open(os.path.join(SHOTS, name + ".png"), "wb") as f:
+            f.write(base64.b64decode(data))
+
+
+IDLE = "document.getElementById('stop').hidden"
+LAST = "[...document.querySelectorAll('.message.assistant .text')].pop().textContent"
+
+
+def run(b, url):
+    b.open(url)
+    b.set("set-temperature", 0)
+    b.type("What is the capital of Cuba?")
+    b.wait("/\\d+ of \\d+ tokens/.test(document.getElementById('count').textContent)")
+    b.enter()
+    b.wait(IDLE + " && document.querySelectorAll('.message.assistant').length === 1")
+    assert b.js(LAST).strip() == "The capital of Cuba is Havana.", b.js(LAST)
+    assert "tokens/s" in b.js("document.querySelector('.message.assistant .tools').textContent")
+    b.shot("answer")
+    yield "types and streams"
+
+    b.set("set-effort", "high")
+    b.type("What is 3 + 4?")
+    b.enter()
+    b.wait(IDLE + " && document.querySelectorAll('.message.assistant').length === 2")
+    assert not b.js("document.querySelector('details.reasoning').open")
+    assert re.search(r"s, [1-9]\d* tokens", b.js("document.querySelector('summary').textContent"))
+    b.js("document.querySelector('summary').click()")
+    assert b.js("document.querySelector('details.reasoning').open && "
+                "document.querySelector('.thought').textContent.length > 0")
+    b.shot("reasoning")
+    b.set("set-effort", "none")
+    yield "unfolds reasoning"
+
+    folder = os.path.join(temp.name, "project")
+    os.makedirs(folder + "/skipped")
+    for name, text in ((".gitignore", "skipped/\n*.log\n"), ("a.py", "def add(a, b):\n    return a + b\n"),
+                       ("b.c", "int main(void) { return 0; }\n"), ("x.log", "noise\n"),
+                       ("skipped/c.py", "x = 1\n")):
+        open(os.path.join(folder, name), "w").write(text)
+    open(folder + "/d.bin", "wb").write(b"\0\1\2")
+    b.files("pick-folder", [folder])
+    b.wait("document.querySelectorAll('#files li').length > 0")
+    names = b.js("[...document.querySelectorAll('#files li')].map(e => e.textContent).join(' ')")
+    assert "a.py" in names and "b.c" in names, names
+    assert "x.log" not in names and "c.py" not in names and "d.bin" not in names, names
+    b.shot("files")
+    b.type("In which file can I find add?")
+    b.enter()
+    b.wait(IDLE + " && document.querySelectorAll('.message.assistant').length === 3")
+    sent = b.js("JSON.parse(localStorage.getItem('dsv4.chats'))[0].messages[4].content")
+    assert sent.count("[file content begin]") == 3 and sent.endswith("In which file can I find add?"), sent
+    yield "attaches a folder"
+
+    b.js("document.getElementById('new').click()")
+    b.set("set-temperature", 1)
+    b.type("Tell me a very long story about a child and a fox and a river, please.")
+    b.js("{const f = window.fetch; window.fetch = (u, o) => { if (u.includes('chat')) { const v = JSON.parse(o.body);"
+         " v.temperature = 2; v.min_p = 0; v.max_tokens = 3000; o.body = JSON.stringify(v); } return f(u, o); }; }")
+    b.js("document.getElementById('send').click()")
+    b.wait("!document.getElementById('stop').hidden && document.querySelectorAll('.message.assistant').length === 1")
+    b.key("Escape", "Escape", 27)
+    b.wait(IDLE)
+    assert b.js("document.querySelectorAll('#list li').length") == 2
+    b.shot("stopped")
+    yield "stops and keeps two conversations"
+
+    b.js("[...document.querySelectorAll('.message.user button')].pop().click()")
+    assert b.js("document.getElementById('input').value").startswith("Tell me a very long story")
+    b.js("document.getElementById('input').value = ''")
+    b.call("Page.reload")
+    b.wait("document.readyState === 'complete' && document.querySelectorAll('#list li').length === 2")
+    b.js("document.querySelectorAll('#list .open')[1].click()")
+    assert b.js("document.querySelectorAll('.message').length") == 6
+    before = b.js("document.querySelectorAll('.message.assistant').length")
+    b.set("set-temperature", 0)
+    b.js("[...document.querySelectorAll('.message.assistant button')].filter(e => e.textContent === "
+         "'Regenerate').pop().click()")
+    b.wait(IDLE + " && document.querySelectorAll('.message.assistant').length === %d" % before)
+    yield "edits, reloads, regenerates"
+
+    b.js("{const e = document.createElement('div'); e.className = 'text'; e.id = 'probe'; document.body.append(e);"
+         "markdown(e, '# T\\n**b** `c` <img src=x onerror=alert(1)> [l](javascript:alert(1)) [ok](https://a.b)"
+         "\\n\\n```js\\nlet x;\\n```\\n\\n- one\\n- two\\n\\n|a|b|\\n|-|-|\\n|1|2|'); }")
+    assert b.js("document.querySelectorAll('#probe img, #probe script').length") == 0
+    assert b.js("document.querySelectorAll('#probe a').length") == 1
+    assert b.js("document.querySelectorAll('#probe .code button, #probe li, #probe td').length") == 5
+    b.js("document.getElementById('probe').remove()")
+    b.set("set-theme", "dark")
+    b.js("document.getElementById('settings-open').click()")
+    b.shot("dark-settings")
+    b.set("set-theme", "light")
+    b.js("document.getElementById('settings').close()")
+    b.shot("light")
+    unnamed = b.js("[...document.querySelectorAll('button, input, select, textarea')].filter(e => !e.textContent."
+                   "trim() && !e.getAttribute('aria-label') && !(e.labels && e.labels.length)).length")
+    assert unnamed == 0, unnamed
+    yield "Markdown is harmless, controls have names"
+
+    assert not b.complaints, b.complaints
+    yield "no complaint of the content security policy, no exception"
+
+
+def main():
+    env = dict(os.environ, DSV4_THREADS="2")
+    env.pop("DSV4_MODEL", None)
+    log = tempfile.TemporaryFile()
+    server = subprocess.Popen([PROGRAM, "--port", "0"], stderr=log, env=env)
+    passed = failed = 0
+    b = None
+    try:
+        port = None
+        for _ in range(300):
+            log.seek(0)
+            m = re.search(rb"listening on http://\S+:(\d+)/", log.read())
+            if m:
+                port = int(m[1])
+                break
+            time.sleep(0.1)
+        b = Browser()
+        for what in run(b, "http://127.0.0.1:%d/" % port):
+            passed += 1
+    except Exception as e:
+        failed += 1
+        print("FAILED: the chat page after %d steps: %s" % (passed, e))
+        if b:
+            print("  ", b.complaints)
+    finally:
+        if b:
+            b.p.kill()
+            b.p.wait()
+        server.terminate()
+        server.wait(60)
+    print("%d passed, %d failed" % (passed, failed))
+    sys.exit(1 if failed else 0)
+
+
+main()

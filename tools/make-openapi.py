@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Writes src/server/page/openapi.json from the tables of parameters in src/server/api_*.c, so that the
+description says what the server checks. usage: tools/make-openapi.py [--check] (from the top of the tree)"""
+
+import json
+import re
+import sys
+
+OUT = "src/server/page/openapi.json"
+UNSUPPORTED = {  # known by name, to say why not
+    "functions", "function_call", "audio", "prediction", "web_search_options", "suffix", "container",
+    "mcp_servers", "context_management", "output_config", "previous_response_id", "conversation",
+    "prompt_template", "max_tool_calls"}
+TEXT_OR_LIST = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+SPECIAL = {
+    ("stop",): {**TEXT_OR_LIST, "description": "At most 64 texts of 1 to 1024 bytes"},
+    ("prompt", "api_completions.c"): {"oneOf": [
+        {"type": "string"}, {"type": "array", "items": {"oneOf": [
+            {"type": "string"}, {"type": "integer"},
+            {"type": "array", "items": {"type": "integer"}}]}}]},
+    ("tool_choice",): {"oneOf": [{"type": "string", "enum": ["none", "auto", "required"]},
+                                 {"type": "object"}]},
+    ("input",): {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+    ("system",): {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+    ("logit_bias",): {"type": "object", "additionalProperties": {
+        "type": "number", "minimum": -100, "maximum": 100}},
+}
+TYPES = {"P_BOOL": "boolean", "P_INT": "integer", "P_NUMBER": "number", "P_TEXT": "string",
+         "P_LIST": "array", "P_OBJECT": "object", "P_ANY": None}
+ROUTES = [  # path, method, summary, file and table of its body, names that are needed
+    ("/v1/chat/completions", "post", "A chat, in OpenAI's words", ("api_openai.c", "table"), ["messages"]),
+    ("/v1/completions", "post", "Text that is continued", ("api_completions.c", "table"), ["prompt"]),
+    ("/v1/responses", "post", "A chat, in the words of OpenAI's responses", ("api_responses.c", "table"),
+     ["input"]),
+    ("/v1/messages", "post", "A chat, in Anthropic's words", ("api_anthropic.c", "table"),
+     ["messages", "max_tokens"]),
+    ("/v1/messages/count_tokens", "post", "Tokens of such a chat", ("api_anthropic.c", "table"), ["messages"]),
+    ("/tokenize", "post", "Token ids of a text or a chat", ("api_misc.c", "tokenize_table"), []),
+    ("/detokenize", "post", "The text of token ids", ("api_misc.c", "table"), ["tokens"]),
+    ("/v1/models", "get", "The model that is served", None, []),
+    ("/v1/models/{model}", "get", "The model of that name", None, []),
+    ("/health", "get", "Whether requests are taken", None, []),
+    ("/metrics", "get", "Counters for Prometheus", None, []),
+    ("/props", "get", "What the server is made of, its limits", None, []),
+    ("/slots", "get", "Requests in work and waiting", None, []),
+    ("/openapi.json", "get", "This description", None, []),
+    ("/", "get", "The chat page", None, []),
+    ("/chat.js", "get", "Its program", None, []),
+    ("/chat.css", "get", "Its style", None, []),
+]
+
+
+def number(text):
+    m = re.fullmatch(r"(\d+) << (\d+)", text)
+    if m:
+        return int(m[1]) << int(m[2])
+    if text == "INT32_MAX":
+        return 2 ** 31 - 1
+    v = float(text)
+    return int(v) if v == int(v) and abs(v) < 1e18 else v
+
+
+def properties(file, table):
+    text = open("src/server/" + file).read()
+    body = re.search(r"struct param %s\[\] = \{(.*?)\};" % table, text, re.S)[1]
+    out = {}
+    for name, kind, low, high in re.findall(
+            r'\{"(\w+)",\s*(P_\w+),\s*([^,]+),\s*([^,]+),\s*\w+\([^)]*\)\}', body):
+        low, high = number(low), number(high)
+        v = SPECIAL.get((name, file)) or SPECIAL.get((name,))
+        if not v:
+            v = {"type": TYPES[kind]} if TYPES[kind] else {}
+            if kind in ("P_INT", "P_NUMBER"):
+                v["minimum"], v["maximum"] = low, high
+            elif kind in ("P_TEXT", "P_LIST") and high:
+                unit = "Length" if kind == "P_TEXT" else "Items"
+                v["min" + unit], v["max" + unit] = low, high
+            if kind == "P_LIST":
+                v["items"] = {}
+        v = {**v, "nullable": True}
+        if name in UNSUPPORTED:
+            v["description"] = "Not supported: refused with status 400"
+        out[name] = v
+    return out
+
+
+def main():
+    paths = {}
+    error = {"description": "A failure, in the shape of the route's protocol",
+             "content": {"application/json": {"schema": {"type": "object"}}}}
+    for path, method, summary, table, needed in ROUTES:
+        op = {"summary": summary, "responses": {"200": {"description": "As asked"}, "4XX": error, "5XX": error}}
+        if table:
+            schema = {"type": "object", "properties": properties(*table), "additionalProperties": False}
+            if needed:
+                schema["required"] = needed
+            op["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        if "{model}" in path:
+            op["parameters"] = [{"name": "model", "in": "path", "required": True,
+                                 "schema": {"type": "string"}}]
+        if path in ("/", "/chat.js", "/chat.css", "/health"):
+            op["security"] = []
+        paths.setdefault(path, {})[method] = op
+    text = json.dumps({
+        "openapi": "3.0.3",
+        "info": {"title": "dsv4-server", "version": "1", "description":
+                 "Limits and what each parameter does: docs/server.md"},
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"key": []}],
+        "paths": paths}, indent=1) + "\n"
+    if "--check" in sys.argv:
+        if open(OUT).read() != text:
+            sys.exit("%s is not what tools/make-openapi.py writes" % OUT)
+    else:
+        open(OUT, "w").write(text)
+
+
+main()
