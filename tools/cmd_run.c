@@ -495,7 +495,7 @@ static int add_nll(void *arg, size_t first, size_t n, const float *logits, dsv4_
         const float *row = logits + i * m->width;
         double top = (double)row[0], sum = 0;
         for (size_t k = 1; k < m->width; k++)
-            top = fmax(top, (double)row[k]);
+            top = (double)row[k] > top ? (double)row[k] : top;
         for (size_t k = 0; k < m->width; k++)
             sum += exp((double)row[k] - top);
         m->nll += top + log(sum) - (double)row[m->next[first + i]];
