@@ -327,8 +327,8 @@ typedef struct dsv4_row {
 
 /* Appends n tokens to their sequences, any mix of sequences in any order, any n; logits
  * [rows with .logits][vocab] in row order (may be NULL when there are none). On failure no
- * sequence has changed its length. The same rows give the same logits however they are grouped into
- * calls and for any number of threads, bit for bit. */
+ * sequence has changed its length. The same rows, `logits` included, give the same logits
+ * however they are grouped into calls and for any number of threads, bit for bit. */
 DSV4_API int dsv4_eval(dsv4_engine *e, const dsv4_row *rows, size_t n, float *logits,
                        dsv4_err *err);
 

@@ -197,10 +197,15 @@ void batch_add(struct batch *b, struct cache *cache, int32_t token, bool want_lo
     cache->token[pos] = token;
     if (cache->folded)
         cache->folded[pos] = b->m->engram_map[token];
-    b->bulk[b->n] = !want_logits;
+    b->bulk[b->n++] = true;
     if (want_logits)
-        b->want[b->n_want++] = (uint32_t)b->n;
-    b->n++;
+        batch_want(b, b->n - 1);
+}
+
+void batch_want(struct batch *b, size_t row)
+{
+    b->bulk[row] = false;
+    b->want[b->n_want++] = (uint32_t)row;
 }
 
 /* Streams start as copies of the token's embedding; rope tables of the step. */

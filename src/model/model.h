@@ -449,6 +449,8 @@ uint64_t batch_bytes(const struct model *m, size_t rows, size_t seqs, int lanes)
  * b->cap rows of b->cap_seq sequences; the caches have room for them (cache_reserve). */
 void batch_begin(struct batch *b);
 void batch_add(struct batch *b, struct cache *cache, int32_t token, bool want_logits);
+/* Asks for the logits of a row that was added without; once a row, in the order of the logits. */
+void batch_want(struct batch *b, size_t row);
 
 /* Computes b->n rows on every lane of the pool; caches grow, logits of b->want are written. */
 void forward(struct pool *pool, struct batch *b);

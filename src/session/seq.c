@@ -169,7 +169,7 @@ static size_t run_step(dsv4_engine *e, const dsv4_row *rows, size_t n, float *lo
     for (size_t i = 0; i < n; i++) {
         size_t row = rows[i].seq->pending++;
         if (rows[i].logits)
-            b->want[b->n_want++] = (uint32_t)row;
+            batch_want(b, row);
         rows[i].seq->counted = false;
     }
     b->logits = logits;
