@@ -9,7 +9,7 @@
  *
  * Numbers as the machine has them; hashes are XXH3_64bits. All sizes follow from the head, the
  * positions and the model, so a file that is not exactly as long as they say is refused before
- * memory is taken. */
+ * memory for rows is taken. */
 #ifndef DSV4_SNAPSHOT_H
 #define DSV4_SNAPSHOT_H
 
