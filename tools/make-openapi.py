@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes src/server/page/openapi.json from the tables of parameters in src/server/api_*.c, so that the
+"""Writes src/server/page/openapi.json from the tables of parameters in src/server/api_*.c and api.h, so that the
 description says what the server checks. usage: tools/make-openapi.py [--check] (from the top of the tree)"""
 
 import json
@@ -63,6 +63,8 @@ def number(text):
 def properties(file, table):
     text = open("src/server/" + file).read()
     body = re.search(r"struct param %s\[\] = \{(.*?)\};" % table, text, re.S)[1]
+    shared = re.search(r"#define OPENAI_PARAMS\(AT\)(.*?)\n\n", open("src/server/api.h").read(), re.S)[1]
+    body = body.replace("OPENAI_PARAMS(AT_O)", shared)
     out = {}
     for name, kind, low, high in re.findall(
             r'\{"(\w+)",\s*(P_\w+),\s*([^,]+),\s*([^,]+),\s*\w+\([^)]*\)\}', body):

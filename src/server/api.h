@@ -9,6 +9,11 @@
 /* The body as JSON; replies with the failure otherwise and returns NULL. */
 json_t *api_body(struct exchange *x);
 
+/* A request that becomes a turn: opens it with the body, names it `prefix` and the exchange's number,
+ * lets the protocol read the parameters, and hands it over; or replies with the failure. */
+void api_turn(struct exchange *x, const struct shape *shape, const char *prefix,
+              int (*read)(struct turn *t, struct failure *f));
+
 /* A JSON value built from a format (as json_pack); NULL on failure. Members of a chat body. */
 int api_set(json_t *object, const char *key, json_t *value);
 
@@ -37,6 +42,54 @@ int api_chat(struct turn *t, json_t *chat, const struct chat_words *w, struct fa
 /* "data: " TEXT "\n\n" around what is written between them. */
 void sse_begin(struct turn *t, const char *event);
 void sse_end(struct turn *t);
+
+/* ------------------------------------------------------------------ OpenAI's two protocols (openai.c) */
+
+/* Parameters that both have. */
+struct openai_params {
+    const char *model, *user, *grammar;
+    json_t *stop, *bias, *stream_options;
+    bool stream, ignore_eos, return_progress, cache_prompt;
+    int64_t n, seed, top_k;
+    double temperature, top_p, min_p, frequency, presence, repetition, timeout;
+};
+
+/* Their rows of a table (params_read); AT(field) is the offset of a field of struct openai_params. */
+#define OPENAI_PARAMS(AT)                                                                          \
+    {"model", P_TEXT, 0, 256, AT(model)}, {"grammar", P_TEXT, 1, 1 << 20, AT(grammar)},            \
+        {"temperature", P_NUMBER, 0, 2, AT(temperature)}, {"top_p", P_NUMBER, 1e-6, 1, AT(top_p)}, \
+        {"top_k", P_INT, 0, INT32_MAX, AT(top_k)}, {"min_p", P_NUMBER, 0, 1, AT(min_p)},           \
+        {"frequency_penalty", P_NUMBER, -2, 2, AT(frequency)},                                     \
+        {"presence_penalty", P_NUMBER, -2, 2, AT(presence)},                                       \
+        {"repetition_penalty", P_NUMBER, 0.01, 100, AT(repetition)},                               \
+        {"seed", P_INT, -9.2e18, 9.2e18, AT(seed)}, {"stop", P_ANY, 0, 0, AT(stop)},               \
+        {"n", P_INT, 1, 1e6, AT(n)}, {"logit_bias", P_OBJECT, 0, 0, AT(bias)},                     \
+        {"stream", P_BOOL, 0, 0, AT(stream)},                                                      \
+        {"stream_options", P_OBJECT, 0, 0, AT(stream_options)},                                    \
+        {"ignore_eos", P_BOOL, 0, 0, AT(ignore_eos)},                                              \
+        {"return_progress", P_BOOL, 0, 0, AT(return_progress)},                                    \
+        {"cache_prompt", P_BOOL, 0, 0, AT(cache_prompt)},                                          \
+        {"timeout", P_NUMBER, 0, 1e6, AT(timeout)},                                                \
+    {                                                                                              \
+        "user", P_TEXT, 0, 1024, AT(user)                                                          \
+    }
+
+/* What holds where the body says nothing. */
+void openai_defaults(struct openai_params *p, const struct turn_sampling *s);
+/* Whether and how the turn streams. */
+int openai_stream(struct turn *t, const struct openai_params *p, struct failure *f);
+void openai_sampling(const struct openai_params *p, struct turn_sampling *s);
+
+/* {"id": ..., "choices":[ */
+void openai_head(struct turn *t, const char *object);
+/* A token's text as a JSON string. */
+void openai_token(struct turn *t, int32_t id);
+void openai_logprob(struct turn *t, const dsv4_logprob *l);
+/* The last line of a stream; the same behind a failure. */
+void openai_done(struct turn *t);
+void openai_fail(struct turn *t, const struct failure *f);
+
+/* ------------------------------------------------------------------ routes */
 
 void api_chat_completions(struct exchange *x);
 void api_completions(struct exchange *x);

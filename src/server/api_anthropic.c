@@ -2,7 +2,6 @@
 #include "api.h"
 
 #include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -615,21 +614,7 @@ static int read_request(struct turn *t, struct failure *f)
 
 void api_messages(struct exchange *x)
 {
-    json_t *body = api_body(x);
-    struct turn *t;
-    struct failure f = {0};
-    if (!body)
-        return;
-    int rc = turn_open(&t, x, &shape, body, &f);
-    json_decref(body);
-    if (rc == 0) {
-        snprintf(t->id, sizeof t->id, "msg_%s", x->id + 4);
-        rc = read_request(t, &f);
-    }
-    if (rc != 0)
-        turn_refuse(t, x, &f);
-    else
-        turn_go(t);
+    api_turn(x, &shape, "msg_", read_request);
 }
 
 void api_count_tokens(struct exchange *x)

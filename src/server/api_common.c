@@ -2,6 +2,7 @@
  * turn. */
 #include "api.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -19,6 +20,26 @@ json_t *api_body(struct exchange *x)
     fail_err(&f, &err);
     exchange_fail(x, &f);
     return NULL;
+}
+
+void api_turn(struct exchange *x, const struct shape *shape, const char *prefix,
+              int (*read)(struct turn *t, struct failure *f))
+{
+    json_t *body = api_body(x);
+    struct turn *t;
+    struct failure f = {0};
+    if (!body)
+        return;
+    int rc = turn_open(&t, x, shape, body, &f);
+    json_decref(body);
+    if (rc == 0) {
+        snprintf(t->id, sizeof t->id, "%s%s", prefix, x->id + 4); /* behind "req_" */
+        rc = read(t, &f);
+    }
+    if (rc != 0)
+        turn_refuse(t, x, &f);
+    else
+        turn_go(t);
 }
 
 int api_set(json_t *object, const char *key, json_t *value)

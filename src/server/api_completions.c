@@ -1,47 +1,27 @@
 /* OpenAI: completions of plain text. */
 #include "api.h"
 
-#include <math.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <string.h>
 
 struct params {
-    const char *model, *suffix, *user, *grammar;
-    json_t *prompt, *stop, *bias, *stream_options;
-    bool stream, echo, ignore_eos, return_progress, cache_prompt;
-    int64_t n, best_of, max_tokens, logprobs, seed, top_k;
-    double temperature, top_p, min_p, frequency, presence, repetition, timeout;
+    struct openai_params o;
+    const char *suffix;
+    json_t *prompt;
+    bool echo;
+    int64_t best_of, max_tokens, logprobs;
 };
 
-#define AT(field) offsetof(struct params, field)
+#define AT(field)   offsetof(struct params, field)
+#define AT_O(field) AT(o.field)
 static const struct param table[] = {
-    {"model", P_TEXT, 0, 256, AT(model)},
+    OPENAI_PARAMS(AT_O),
     {"prompt", P_ANY, 0, 0, AT(prompt)},
     {"suffix", P_TEXT, 0, 0, AT(suffix)},
     {"echo", P_BOOL, 0, 0, AT(echo)},
-    {"grammar", P_TEXT, 1, 1 << 20, AT(grammar)},
-    {"temperature", P_NUMBER, 0, 2, AT(temperature)},
-    {"top_p", P_NUMBER, 1e-6, 1, AT(top_p)},
-    {"top_k", P_INT, 0, INT32_MAX, AT(top_k)},
-    {"min_p", P_NUMBER, 0, 1, AT(min_p)},
-    {"frequency_penalty", P_NUMBER, -2, 2, AT(frequency)},
-    {"presence_penalty", P_NUMBER, -2, 2, AT(presence)},
-    {"repetition_penalty", P_NUMBER, 0.01, 100, AT(repetition)},
-    {"seed", P_INT, -9.2e18, 9.2e18, AT(seed)},
-    {"stop", P_ANY, 0, 0, AT(stop)},
     {"max_tokens", P_INT, 0, 1e9, AT(max_tokens)},
-    {"n", P_INT, 1, 1e6, AT(n)},
     {"best_of", P_INT, 1, 1e6, AT(best_of)},
     {"logprobs", P_INT, 0, 20, AT(logprobs)},
-    {"logit_bias", P_OBJECT, 0, 0, AT(bias)},
-    {"stream", P_BOOL, 0, 0, AT(stream)},
-    {"stream_options", P_OBJECT, 0, 0, AT(stream_options)},
-    {"ignore_eos", P_BOOL, 0, 0, AT(ignore_eos)},
-    {"return_progress", P_BOOL, 0, 0, AT(return_progress)},
-    {"cache_prompt", P_BOOL, 0, 0, AT(cache_prompt)},
-    {"timeout", P_NUMBER, 0, 1e6, AT(timeout)},
-    {"user", P_TEXT, 0, 1024, AT(user)},
 };
 
 /* What a turn of this protocol remembers. */
@@ -56,19 +36,6 @@ struct own {
 
 /* ------------------------------------------------------------------ writing */
 
-static void write_token_text(struct turn *t, int32_t id, bool key)
-{
-    char clean[1024];
-    size_t len, n = 0;
-    const char *text = dsv4_token_bytes(t->x->server->tok, id, &len);
-    dsv4_utf8 u = {0};
-    (void)key;
-    if (text)
-        n = dsv4_utf8_push(&u, text, len < 300 ? len : 300, clean);
-    n += dsv4_utf8_flush(&u, clean + n);
-    out_string(&t->out, clean, n);
-}
-
 static void write_logprobs(struct turn *t, const struct result *r, size_t from, size_t *offset)
 {
     size_t at = *offset, len;
@@ -79,12 +46,12 @@ static void write_logprobs(struct turn *t, const struct result *r, size_t from, 
     out_text(&t->out, "{\"tokens\":[");
     for (size_t i = from; i < r->n_logged; i++) {
         out_text(&t->out, i > from ? "," : "");
-        write_token_text(t, r->logged[i].chosen.token, false);
+        openai_token(t, r->logged[i].chosen.token);
     }
     out_text(&t->out, "],\"token_logprobs\":[");
     for (size_t i = from; i < r->n_logged; i++) {
         out_text(&t->out, i > from ? "," : "");
-        out_number(&t->out, fmax(-9999, (double)r->logged[i].chosen.logprob));
+        openai_logprob(t, &r->logged[i].chosen);
     }
     out_text(&t->out, "],\"text_offset\":[");
     for (size_t i = from; i < r->n_logged; i++) {
@@ -100,23 +67,13 @@ static void write_logprobs(struct turn *t, const struct result *r, size_t from, 
         for (size_t k = 0; k < t->options.n_top && l->top[k].token >= 0; k++) {
             /* tokens that are parts of characters look alike: the likeliest stands for them */
             out_text(&t->out, k ? "," : "");
-            write_token_text(t, l->top[k].token, true);
+            openai_token(t, l->top[k].token);
             out_text(&t->out, ":");
-            out_number(&t->out, fmax(-9999, (double)l->top[k].logprob));
+            openai_logprob(t, &l->top[k]);
         }
         out_text(&t->out, "}");
     }
     out_text(&t->out, "]}");
-}
-
-static void write_head(struct turn *t)
-{
-    out_text(&t->out, "{\"id\":");
-    out_cstring(&t->out, t->id);
-    out_printf(&t->out, ",\"object\":\"text_completion\",\"created\":%lld,\"model\":",
-               (long long)t->created);
-    out_cstring(&t->out, t->x->server->opt->model_name);
-    out_text(&t->out, ",\"system_fingerprint\":\"dsv4-" DSV4_VERSION "\",\"choices\":[");
 }
 
 static void write_usage(struct turn *t)
@@ -191,7 +148,7 @@ static void on_piece(struct turn *t, unsigned choice, const struct piece *p)
     if (p->kind != PIECE_CONTENT)
         return;
     sse_begin(t, NULL);
-    write_head(t);
+    openai_head(t, "text_completion");
     write_choice(t, choice, p->text, p->len, NULL);
     out_text(&t->out, t->include_usage ? "],\"usage\":null}" : "]}");
     sse_end(t);
@@ -200,7 +157,7 @@ static void on_piece(struct turn *t, unsigned choice, const struct piece *p)
 static void on_finish(struct turn *t, unsigned choice)
 {
     sse_begin(t, NULL);
-    write_head(t);
+    openai_head(t, "text_completion");
     write_choice(t, choice, "", 0, finish_name(turn_result(t, choice)->finish));
     out_text(&t->out, t->include_usage ? "],\"usage\":null}" : "]}");
     sse_end(t);
@@ -210,26 +167,18 @@ static void on_end(struct turn *t)
 {
     if (t->include_usage) {
         sse_begin(t, NULL);
-        write_head(t);
+        openai_head(t, "text_completion");
         out_text(&t->out, "],");
         write_usage(t);
         out_text(&t->out, "}");
         sse_end(t);
     }
-    out_text(&t->out, "data: [DONE]\n\n");
-}
-
-static void on_fail(struct turn *t, const struct failure *f)
-{
-    sse_begin(t, NULL);
-    failure_body(&t->out, PROTOCOL_OPENAI, f, t->x->id);
-    sse_end(t);
-    out_text(&t->out, "data: [DONE]\n\n");
+    openai_done(t);
 }
 
 static void on_whole(struct turn *t)
 {
-    write_head(t);
+    openai_head(t, "text_completion");
     for (size_t i = 0; i < t->n_prompts * t->n_choices; i++) {
         const struct result *r = turn_result(t, i);
         out_text(&t->out, i ? "," : "");
@@ -247,8 +196,8 @@ static void on_release(struct turn *t)
     dsv4_free(t->own);
 }
 
-static const struct shape shape = {on_begin, on_piece, on_finish, on_end,
-                                   on_fail,  NULL,     on_whole,  on_release};
+static const struct shape shape = {on_begin,    on_piece, on_finish, on_end,
+                                   openai_fail, NULL,     on_whole,  on_release};
 
 /* ------------------------------------------------------------------ the request */
 
@@ -283,74 +232,44 @@ static int judge(struct turn *t, const struct params *p, struct failure *f)
     size_t max = t->x->server->opt->max_choices;
     if (p->suffix && *p->suffix)
         return fail_set(f, 400, "suffix", "suffix is not supported here");
-    if (p->best_of > 0 && p->best_of != p->n)
+    if (p->best_of > 0 && p->best_of != p->o.n)
         return fail_set(f, 400, "best_of", "best_of other than n is not supported here");
     if (p->echo && p->logprobs >= 0)
         return fail_set(f, 400, "echo", "echo together with logprobs is not supported here");
-    if (p->n > (int64_t)max)
+    if (p->o.n > (int64_t)max)
         return fail_set(f, 400, "n", "n is %lld; at most %zu choices are made here",
-                        (long long)p->n, max);
-    if (p->stream_options && !p->stream)
-        return fail_set(f, 400, "stream_options", "stream_options goes with stream: true");
+                        (long long)p->o.n, max);
     if (!p->prompt)
         return fail_set(f, 400, "prompt", "prompt is needed");
-    return api_model(t->x->server, p->model, f);
+    return api_model(t->x->server, p->o.model, f);
 }
 
 static int read_request(struct turn *t, struct failure *f)
 {
     struct turn_sampling sp = api_sampling(t->x->server);
-    struct params p = {.n = 1,
-                       .max_tokens = -1,
-                       .logprobs = -1,
-                       .cache_prompt = true,
-                       .temperature = (double)sp.sampling.temperature,
-                       .top_p = (double)sp.sampling.top_p,
-                       .min_p = (double)sp.sampling.min_p,
-                       .top_k = sp.sampling.top_k,
-                       .repetition = 1,
-                       .seed = INT64_MIN};
-    struct {
-        bool usage, obfuscation;
-    } o = {false, false};
-    static const struct param options[] = {{"include_usage", P_BOOL, 0, 0, 0},
-                                           {"include_obfuscation", P_BOOL, 0, 0, 1}};
+    struct params p = {.max_tokens = -1, .logprobs = -1};
     dsv4_err err;
+    openai_defaults(&p.o, &sp);
     if (params_read(t->body, table, sizeof table / sizeof *table, &p, f) != 0 ||
-        judge(t, &p, f) != 0 ||
-        (p.stream_options && params_read(p.stream_options, options, 2, &o, f) != 0))
+        judge(t, &p, f) != 0 || openai_stream(t, &p.o, f) != 0)
         return -1;
     if (p.max_tokens == 0)
         return fail_set(f, 400, "max_tokens", "max_tokens must be at least 1");
-    t->stream = p.stream;
-    t->include_usage = o.usage;
-    t->return_progress = p.return_progress;
-    t->n_choices = (unsigned)p.n;
+    t->n_choices = (unsigned)p.o.n;
     t->options.raw = true;
-    t->options.ignore_eos = p.ignore_eos;
+    t->options.ignore_eos = p.o.ignore_eos;
     t->options.logprobs = p.logprobs >= 0;
     t->options.n_top = p.logprobs > 0 ? (size_t)p.logprobs : 0;
-    sp.sampling.temperature = (float)p.temperature;
-    sp.sampling.top_p = (float)p.top_p;
-    sp.sampling.min_p = (float)p.min_p;
-    sp.sampling.top_k = (int)p.top_k;
-    sp.sampling.frequency = (float)p.frequency;
-    sp.sampling.presence = (float)p.presence;
-    sp.sampling.repetition = (float)p.repetition;
-    if (p.seed != INT64_MIN)
-        sp.sampling.seed = (uint64_t)p.seed;
-    sp.logit_bias = p.bias;
-    sp.user = p.user;
-    sp.timeout = p.timeout;
+    openai_sampling(&p.o, &sp);
     sp.max_tokens = p.max_tokens > 0 ? (size_t)p.max_tokens : 16; /* OpenAI's default */
-    struct grammar_want g = {.kind = GRAMMAR_GBNF, .text = p.grammar};
-    g.len = p.grammar ? strlen(p.grammar) : 0;
-    if (turn_stops(t, p.stop, "stop", 64, f) != 0 ||
-        (p.grammar && turn_constrain(t, &g, "grammar", f) != 0) ||
+    struct grammar_want g = {.kind = GRAMMAR_GBNF, .text = p.o.grammar};
+    g.len = p.o.grammar ? strlen(p.o.grammar) : 0;
+    if (turn_stops(t, p.o.stop, "stop", 64, f) != 0 ||
+        (p.o.grammar && turn_constrain(t, &g, "grammar", f) != 0) ||
         add_prompts(t, p.prompt, &sp, f) != 0)
         return -1;
     for (size_t i = 0; i < t->n_prompts; i++)
-        t->jobs[i]->no_cache = !p.cache_prompt;
+        t->jobs[i]->no_cache = !p.o.cache_prompt;
     struct own *own;
     size_t n = t->n_prompts * t->n_choices;
     if (mem_alloc(&own, 1, sizeof *own + n * sizeof *own->sent, "a request", &err) != 0)
@@ -363,19 +282,5 @@ static int read_request(struct turn *t, struct failure *f)
 
 void api_completions(struct exchange *x)
 {
-    json_t *body = api_body(x);
-    struct turn *t;
-    struct failure f = {0};
-    if (!body)
-        return;
-    int rc = turn_open(&t, x, &shape, body, &f);
-    json_decref(body);
-    if (rc == 0) {
-        snprintf(t->id, sizeof t->id, "cmpl-%s", x->id + 4);
-        rc = read_request(t, &f);
-    }
-    if (rc != 0)
-        turn_refuse(t, x, &f);
-    else
-        turn_go(t);
+    api_turn(x, &shape, "cmpl-", read_request);
 }

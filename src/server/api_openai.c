@@ -1,57 +1,37 @@
 /* OpenAI: chat completions. */
 #include "api.h"
 
-#include <math.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <string.h>
 
 /* ------------------------------------------------------------------ parameters */
 
 struct chat_params {
-    const char *model, *effort, *user, *grammar, *tier, *cache_key, *safety, *verbosity, *reasoning;
-    json_t *messages, *tools, *tool_choice, *format, *stop, *bias, *stream_options, *thinking,
-        *metadata, *functions, *function_call, *modalities, *audio, *prediction, *web, *kwargs;
-    bool stream, logprobs, parallel, store, return_progress, ignore_eos, cache_prompt;
-    int64_t n, max_tokens, max_completion_tokens, top_logprobs, seed, top_k, budget;
-    double temperature, top_p, min_p, frequency, presence, repetition, timeout;
+    struct openai_params o;
+    const char *effort, *tier, *cache_key, *safety, *verbosity, *reasoning;
+    json_t *messages, *tools, *tool_choice, *format, *thinking, *metadata, *functions,
+        *function_call, *modalities, *audio, *prediction, *web;
+    bool logprobs, parallel, store;
+    int64_t max_tokens, max_completion_tokens, top_logprobs;
 };
 
-#define AT(field) offsetof(struct chat_params, field)
+#define AT(field)   offsetof(struct chat_params, field)
+#define AT_O(field) AT(o.field)
 static const struct param table[] = {
-    {"model", P_TEXT, 0, 256, AT(model)},
+    OPENAI_PARAMS(AT_O),
     {"messages", P_LIST, 1, 100000, AT(messages)},
     {"tools", P_LIST, 0, 0, AT(tools)},
     {"tool_choice", P_ANY, 0, 0, AT(tool_choice)},
     {"parallel_tool_calls", P_BOOL, 0, 0, AT(parallel)},
     {"response_format", P_OBJECT, 0, 0, AT(format)},
-    {"grammar", P_TEXT, 1, 1 << 20, AT(grammar)},
-    {"temperature", P_NUMBER, 0, 2, AT(temperature)},
-    {"top_p", P_NUMBER, 1e-6, 1, AT(top_p)},
-    {"top_k", P_INT, 0, INT32_MAX, AT(top_k)},
-    {"min_p", P_NUMBER, 0, 1, AT(min_p)},
-    {"frequency_penalty", P_NUMBER, -2, 2, AT(frequency)},
-    {"presence_penalty", P_NUMBER, -2, 2, AT(presence)},
-    {"repetition_penalty", P_NUMBER, 0.01, 100, AT(repetition)},
-    {"seed", P_INT, -9.2e18, 9.2e18, AT(seed)},
-    {"stop", P_ANY, 0, 0, AT(stop)},
     {"max_tokens", P_INT, 1, 1e9, AT(max_tokens)},
     {"max_completion_tokens", P_INT, 1, 1e9, AT(max_completion_tokens)},
-    {"n", P_INT, 1, 1e6, AT(n)},
     {"logprobs", P_BOOL, 0, 0, AT(logprobs)},
     {"top_logprobs", P_INT, 0, 20, AT(top_logprobs)},
-    {"logit_bias", P_OBJECT, 0, 0, AT(bias)},
-    {"stream", P_BOOL, 0, 0, AT(stream)},
-    {"stream_options", P_OBJECT, 0, 0, AT(stream_options)},
     {"reasoning_effort", P_TEXT, 0, 32, AT(effort)},
     {"thinking", P_OBJECT, 0, 0, AT(thinking)},
     {"reasoning", P_TEXT, 0, 32, AT(reasoning)},
-    {"return_progress", P_BOOL, 0, 0, AT(return_progress)},
-    {"ignore_eos", P_BOOL, 0, 0, AT(ignore_eos)},
-    {"cache_prompt", P_BOOL, 0, 0, AT(cache_prompt)},
-    {"timeout", P_NUMBER, 0, 1e6, AT(timeout)},
     /* who asks, and what he keeps with it: for him, not for the model */
-    {"user", P_TEXT, 0, 1024, AT(user)},
     {"metadata", P_OBJECT, 0, 0, AT(metadata)},
     {"safety_identifier", P_TEXT, 0, 1024, AT(safety)},
     {"prompt_cache_key", P_TEXT, 0, 1024, AT(cache_key)},
@@ -176,16 +156,10 @@ static void write_bytes(struct out *o, const char *text, size_t len)
 
 static void write_token(struct turn *t, int32_t id)
 {
-    char clean[1024];
-    size_t len, n = 0;
+    size_t len;
     const char *text = dsv4_token_bytes(t->x->server->tok, id, &len);
-    dsv4_utf8 u = {0};
-    size_t use = len < 300 ? len : 300;
-    if (text)
-        n = dsv4_utf8_push(&u, text, use, clean);
-    n += dsv4_utf8_flush(&u, clean + n);
     out_text(&t->out, "\"token\":");
-    out_string(&t->out, clean, n);
+    openai_token(t, id);
     out_text(&t->out, ",\"bytes\":");
     write_bytes(&t->out, text ? text : "", text ? len : 0);
 }
@@ -195,13 +169,13 @@ static void write_logged(struct turn *t, const struct logged *l)
     out_text(&t->out, "{");
     write_token(t, l->chosen.token);
     out_text(&t->out, ",\"logprob\":");
-    out_number(&t->out, fmax(-9999, (double)l->chosen.logprob));
+    openai_logprob(t, &l->chosen);
     out_text(&t->out, ",\"top_logprobs\":[");
     for (size_t i = 0; i < t->options.n_top && l->top[i].token >= 0; i++) {
         out_text(&t->out, i ? ",{" : "{");
         write_token(t, l->top[i].token);
         out_text(&t->out, ",\"logprob\":");
-        out_number(&t->out, fmax(-9999, (double)l->top[i].logprob));
+        openai_logprob(t, &l->top[i]);
         out_text(&t->out, "}");
     }
     out_text(&t->out, "]}");
@@ -248,19 +222,10 @@ static void write_timings(struct turn *t)
 
 /* ---- streams */
 
-struct own {
-    size_t *logged; /* [answers] sent */
-};
-
 static void chunk_begin(struct turn *t)
 {
     sse_begin(t, NULL);
-    out_text(&t->out, "{\"id\":");
-    out_cstring(&t->out, t->id);
-    out_printf(&t->out, ",\"object\":\"chat.completion.chunk\",\"created\":%lld,\"model\":",
-               (long long)t->created);
-    out_cstring(&t->out, t->x->server->opt->model_name);
-    out_text(&t->out, ",\"system_fingerprint\":\"dsv4-" DSV4_VERSION "\",\"choices\":[");
+    openai_head(t, "chat.completion.chunk");
 }
 
 static void chunk_end(struct turn *t)
@@ -357,15 +322,7 @@ static void chat_end(struct turn *t)
         out_text(&t->out, "}");
         sse_end(t);
     }
-    out_text(&t->out, "data: [DONE]\n\n");
-}
-
-static void chat_fail(struct turn *t, const struct failure *f)
-{
-    sse_begin(t, NULL);
-    failure_body(&t->out, PROTOCOL_OPENAI, f, t->x->id);
-    sse_end(t);
-    out_text(&t->out, "data: [DONE]\n\n");
+    openai_done(t);
 }
 
 static void chat_progress(struct turn *t, size_t cached, size_t done, size_t total, double seconds)
@@ -411,12 +368,7 @@ static void write_message(struct turn *t, const struct result *r)
 
 static void chat_whole(struct turn *t)
 {
-    out_text(&t->out, "{\"id\":");
-    out_cstring(&t->out, t->id);
-    out_printf(&t->out, ",\"object\":\"chat.completion\",\"created\":%lld,\"model\":",
-               (long long)t->created);
-    out_cstring(&t->out, t->x->server->opt->model_name);
-    out_text(&t->out, ",\"system_fingerprint\":\"dsv4-" DSV4_VERSION "\",\"choices\":[");
+    openai_head(t, "chat.completion");
     for (size_t i = 0; i < t->n_choices; i++) {
         const struct result *r = turn_result(t, i);
         out_printf(&t->out, "%s{\"index\":%zu,\"message\":", i ? "," : "", i);
@@ -438,31 +390,10 @@ static void chat_release(struct turn *t)
     dsv4_free(t->own);
 }
 
-static const struct shape chat_shape = {chat_begin, chat_piece,    chat_finish, chat_end,
-                                        chat_fail,  chat_progress, chat_whole,  chat_release};
+static const struct shape chat_shape = {chat_begin,  chat_piece,    chat_finish, chat_end,
+                                        openai_fail, chat_progress, chat_whole,  chat_release};
 
 /* ------------------------------------------------------------------ the request */
-
-static int read_stream(struct turn *t, const struct chat_params *p, struct failure *f)
-{
-    struct {
-        bool usage, obfuscation;
-    } o = {false, false};
-    static const struct param options[] = {
-        {"include_usage", P_BOOL, 0, 0, 0},
-        {"include_obfuscation", P_BOOL, 0, 0, 1},
-    };
-    t->stream = p->stream;
-    t->return_progress = p->return_progress;
-    if (!p->stream_options)
-        return 0;
-    if (!p->stream)
-        return fail_set(f, 400, "stream_options", "stream_options goes with stream: true");
-    if (params_read(p->stream_options, options, 2, &o, f) != 0)
-        return -1;
-    t->include_usage = o.usage;
-    return 0;
-}
 
 static int64_t budget_of(const json_t *thinking, struct failure *f)
 {
@@ -474,91 +405,57 @@ static int64_t budget_of(const json_t *thinking, struct failure *f)
     return json_integer_value(v);
 }
 
-static int read_request(struct turn *t, struct chat_params *p, struct failure *f)
+static int read_request(struct turn *t, struct failure *f)
 {
     struct server *s = t->x->server;
     struct turn_sampling sp = api_sampling(s);
+    struct chat_params params = {.parallel = true}, *p = &params;
     size_t i;
     json_t *m;
     dsv4_err err;
-    *p = (struct chat_params){.parallel = true,
-                              .n = 1,
-                              .cache_prompt = true,
-                              .temperature = (double)sp.sampling.temperature,
-                              .top_p = (double)sp.sampling.top_p,
-                              .min_p = (double)sp.sampling.min_p,
-                              .top_k = sp.sampling.top_k,
-                              .repetition = 1,
-                              .seed = INT64_MIN};
+    openai_defaults(&p->o, &sp);
     if (params_read(t->body, table, sizeof table / sizeof *table, p, f) != 0 ||
-        refuse_unsupported(p, f) != 0 || api_model(s, p->model, f) != 0 ||
-        read_stream(t, p, f) != 0)
+        refuse_unsupported(p, f) != 0 || api_model(s, p->o.model, f) != 0 ||
+        openai_stream(t, &p->o, f) != 0)
         return -1;
     if (!p->messages)
         return fail_set(f, 400, "messages", "messages must be a list that is not empty");
     if (json_array_size(p->messages) > s->opt->max_messages)
         return fail_set(f, 400, "messages", "%zu messages; at most %zu are taken",
                         json_array_size(p->messages), s->opt->max_messages);
-    if (p->n > (int64_t)s->opt->max_choices)
+    if (p->o.n > (int64_t)s->opt->max_choices)
         return fail_set(f, 400, "n", "n is %lld; at most %zu choices are made here",
-                        (long long)p->n, s->opt->max_choices);
+                        (long long)p->o.n, s->opt->max_choices);
     if (p->top_logprobs > 0 && !p->logprobs)
         return fail_set(f, 400, "top_logprobs", "top_logprobs goes with logprobs: true");
     json_array_foreach(p->messages, i, m) if (rename_message(m, f) != 0) return -1;
-    t->n_choices = (unsigned)p->n;
+    t->n_choices = (unsigned)p->o.n;
     t->options.logprobs = p->logprobs;
     t->options.n_top = p->logprobs ? (size_t)p->top_logprobs : 0;
-    t->options.ignore_eos = p->ignore_eos;
-    if (p->ignore_eos)
+    if (p->o.ignore_eos)
         return fail_set(f, 400, "ignore_eos",
                         "ignore_eos: only /v1/completions goes on after an end");
     if (p->reasoning)
         t->hide_reasoning = strcmp(p->reasoning, "hidden") == 0;
-    sp.sampling.temperature = (float)p->temperature;
-    sp.sampling.top_p = (float)p->top_p;
-    sp.sampling.min_p = (float)p->min_p;
-    sp.sampling.top_k = (int)p->top_k;
-    sp.sampling.frequency = (float)p->frequency;
-    sp.sampling.presence = (float)p->presence;
-    sp.sampling.repetition = (float)p->repetition;
-    if (p->seed != INT64_MIN)
-        sp.sampling.seed = (uint64_t)p->seed;
-    sp.logit_bias = p->bias;
-    sp.user = p->user;
-    sp.timeout = p->timeout;
+    openai_sampling(&p->o, &sp);
     sp.max_tokens = (size_t)(p->max_completion_tokens ? p->max_completion_tokens : p->max_tokens);
     struct chat_words w = {.tools = p->tools,
                            .tool_choice = p->tool_choice,
                            .format = p->format,
-                           .grammar = p->grammar,
+                           .grammar = p->o.grammar,
                            .parallel = p->parallel,
                            .budget = budget_of(p->thinking, f)};
-    if (w.budget < 0 || turn_stops(t, p->stop, "stop", 64, f) != 0 ||
+    if (w.budget < 0 || turn_stops(t, p->o.stop, "stop", 64, f) != 0 ||
         api_chat(t, t->body, &w, f) != 0 ||
         mem_alloc(&t->own, t->n_choices, sizeof(size_t), "a request", &err) != 0)
         return f->status ? -1 : fail_err(f, &err);
     if (turn_chat(t, t->body, &sp, f) != 0)
         return -1;
-    t->jobs[0]->no_cache = !p->cache_prompt;
+    t->jobs[0]->no_cache = !p->o.cache_prompt;
     return 0;
 }
 
 void api_chat_completions(struct exchange *x)
 {
-    json_t *body = api_body(x);
-    struct turn *t;
-    struct failure f = {0};
-    struct chat_params p;
-    if (!body)
-        return;
-    int rc = turn_open(&t, x, &chat_shape, body, &f);
-    json_decref(body);
-    if (rc == 0) {
-        snprintf(t->id, sizeof t->id, "chatcmpl-%s", x->id + 4);
-        rc = read_request(t, &p, &f);
-    }
-    if (rc != 0)
-        turn_refuse(t, x, &f);
-    else
-        turn_go(t);
+    api_turn(x, &chat_shape, "chatcmpl-", read_request);
 }

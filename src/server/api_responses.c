@@ -2,7 +2,6 @@
 #include "api.h"
 
 #include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -695,19 +694,5 @@ static int read_request(struct turn *t, struct failure *f)
 
 void api_responses(struct exchange *x)
 {
-    json_t *body = api_body(x);
-    struct turn *t;
-    struct failure f = {0};
-    if (!body)
-        return;
-    int rc = turn_open(&t, x, &shape, body, &f);
-    json_decref(body);
-    if (rc == 0) {
-        snprintf(t->id, sizeof t->id, "resp_%s", x->id + 4);
-        rc = read_request(t, &f);
-    }
-    if (rc != 0)
-        turn_refuse(t, x, &f);
-    else
-        turn_go(t);
+    api_turn(x, &shape, "resp_", read_request);
 }

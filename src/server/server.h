@@ -385,7 +385,6 @@ struct server_options {
     size_t loop_limit;  /* tokens that only repeat; 0: not looked for */
     enum reasoning reasoning;
     bool cache_per_key;
-    bool log_prompts;
     const char *tls_cert, *tls_key; /* PEM text; NULL: none */
     struct sched_options sched;
     unsigned workers;

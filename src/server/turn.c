@@ -464,6 +464,17 @@ static void conclude(struct turn *t)
     }
 }
 
+/* One that held the turn does not any more; unlocks. The last one concludes and frees it. */
+static void let_go(struct turn *t)
+{
+    bool last = --t->open == 0;
+    if (last)
+        conclude(t);
+    pthread_mutex_unlock(&t->lock);
+    if (last)
+        turn_close(t);
+}
+
 static void on_finished(void *arg, const struct job_stats *stats)
 {
     struct part *p = arg;
@@ -472,12 +483,7 @@ static void on_finished(void *arg, const struct job_stats *stats)
     t->prompt_tokens += stats->n_prompt;
     t->cached_tokens += stats->n_cached;
     t->stats = *stats;
-    bool last = --t->open == 0;
-    if (last)
-        conclude(t);
-    pthread_mutex_unlock(&t->lock);
-    if (last)
-        turn_close(t);
+    let_go(t);
 }
 
 static const struct job_ops ops = {on_progress, on_allow,  on_forced,  on_token,
@@ -552,10 +558,5 @@ void turn_go(struct turn *t)
     } else {
         t->stream = t->stream && !t->failure.status;
     }
-    bool last = --t->open == 0;
-    if (last)
-        conclude(t);
-    pthread_mutex_unlock(&t->lock);
-    if (last)
-        turn_close(t);
+    let_go(t);
 }
