@@ -69,10 +69,7 @@ struct openai_params {
         {"ignore_eos", P_BOOL, 0, 0, AT(ignore_eos)},                                              \
         {"return_progress", P_BOOL, 0, 0, AT(return_progress)},                                    \
         {"cache_prompt", P_BOOL, 0, 0, AT(cache_prompt)},                                          \
-        {"timeout", P_NUMBER, 0, 1e6, AT(timeout)},                                                \
-    {                                                                                              \
-        "user", P_TEXT, 0, 1024, AT(user)                                                          \
-    }
+        {"timeout", P_NUMBER, 0, 1e6, AT(timeout)}, {"user", P_TEXT, 0, 1024, AT(user)},
 
 /* What holds where the body says nothing. */
 void openai_defaults(struct openai_params *p, const struct turn_sampling *s);

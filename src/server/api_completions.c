@@ -14,15 +14,13 @@ struct params {
 
 #define AT(field)   offsetof(struct params, field)
 #define AT_O(field) AT(o.field)
-static const struct param table[] = {
-    OPENAI_PARAMS(AT_O),
-    {"prompt", P_ANY, 0, 0, AT(prompt)},
-    {"suffix", P_TEXT, 0, 0, AT(suffix)},
-    {"echo", P_BOOL, 0, 0, AT(echo)},
-    {"max_tokens", P_INT, 0, 1e9, AT(max_tokens)},
-    {"best_of", P_INT, 1, 1e6, AT(best_of)},
-    {"logprobs", P_INT, 0, 20, AT(logprobs)},
-};
+static const struct param table[] = {{"prompt", P_ANY, 0, 0, AT(prompt)},
+                                     {"suffix", P_TEXT, 0, 0, AT(suffix)},
+                                     {"echo", P_BOOL, 0, 0, AT(echo)},
+                                     {"max_tokens", P_INT, 0, 1e9, AT(max_tokens)},
+                                     {"best_of", P_INT, 1, 1e6, AT(best_of)},
+                                     {"logprobs", P_INT, 0, 20, AT(logprobs)},
+                                     OPENAI_PARAMS(AT_O)};
 
 /* What a turn of this protocol remembers. */
 struct own {

@@ -18,7 +18,6 @@ struct chat_params {
 #define AT(field)   offsetof(struct chat_params, field)
 #define AT_O(field) AT(o.field)
 static const struct param table[] = {
-    OPENAI_PARAMS(AT_O),
     {"messages", P_LIST, 1, 100000, AT(messages)},
     {"tools", P_LIST, 0, 0, AT(tools)},
     {"tool_choice", P_ANY, 0, 0, AT(tool_choice)},
@@ -45,7 +44,7 @@ static const struct param table[] = {
     {"prediction", P_ANY, 0, 0, AT(prediction)},
     {"web_search_options", P_ANY, 0, 0, AT(web)},
     {"verbosity", P_TEXT, 0, 64, AT(verbosity)},
-};
+    OPENAI_PARAMS(AT_O)};
 
 static int refuse_unsupported(const struct chat_params *p, struct failure *f)
 {
