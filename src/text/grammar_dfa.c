@@ -65,15 +65,16 @@ static uint32_t run(const struct fa *f, uint32_t state, unsigned byte, unsigned 
     *hi = 255;
     if (state == G_INF)
         return G_INF;
-    const struct fedge *e = f->edge + f->state[state].edge;
-    for (uint32_t i = 0; i < f->state[state].n_edge; i++) {
-        if (byte < e[i].lo) {
-            *hi = e[i].lo - 1u;
+    const uint32_t first = f->state[state].edge, end = first + f->state[state].n_edge;
+    for (uint32_t i = first; i < end; i++) {
+        const struct fedge *e = &f->edge[i];
+        if (byte < e->lo) {
+            *hi = e->lo - 1u;
             return G_INF;
         }
-        if (byte <= e[i].hi) {
-            *hi = e[i].hi;
-            return e[i].to;
+        if (byte <= e->hi) {
+            *hi = e->hi;
+            return e->to;
         }
     }
     return G_INF;

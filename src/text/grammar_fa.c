@@ -83,10 +83,10 @@ static void add_call(struct gbuild *b, struct fa *f, uint32_t sym, uint32_t to)
 
 uint32_t fa_next(const struct fa *f, uint32_t state, unsigned byte)
 {
-    const struct fedge *e = f->edge + f->state[state].edge;
-    for (uint32_t i = 0; i < f->state[state].n_edge; i++)
-        if (byte >= e[i].lo && byte <= e[i].hi)
-            return e[i].to;
+    const uint32_t first = f->state[state].edge, end = first + f->state[state].n_edge;
+    for (uint32_t i = first; i < end; i++)
+        if (byte >= f->edge[i].lo && byte <= f->edge[i].hi)
+            return f->edge[i].to;
     return NONE;
 }
 
