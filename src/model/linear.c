@@ -97,6 +97,8 @@ static void all_parts(const struct lane *l, const struct batch *b, float *y, siz
                       const struct input *in, const uint32_t *pick, size_t n,
                       const struct matrix *w, size_t r0, size_t r1)
 {
+    if (n == 0)
+        return; /* y may be NULL */
     if (w->n_parts == 0)
         one_part(l, b, y, ldy, in, pick, n, &w->plain, r0, r1);
     for (uint32_t i = 0; i < w->n_parts; i++) {

@@ -209,6 +209,8 @@ int weights_load(struct model *m, struct pool *pool, dsv4_progress_fn progress, 
 {
     struct loading s = {.m = m, .order_n = m->n_matrix, .progress = progress, .arg = arg};
     uint64_t bytes[MAX_NODES] = {0};
+    if (m->n_matrix == 0)
+        return outcome(&s, err); /* every matrix is used as it lies in the checkpoint */
     TRY(shape_parts(m, pool, bytes, err));
     TRY(place_parts(m, pool, bytes, err));
     TRY(mem_alloc(&s.order, m->n_matrix, sizeof *s.order, "the order of reading", err));
