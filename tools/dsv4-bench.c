@@ -1,13 +1,10 @@
 /* The program dsv4-bench: what this machine makes of a model whose weights need not be there. Measures a
  * slice, says how near it came to the machine's own limits, and what the whole model would do. */
 #include "bench.h"
+#include "process.h"
 
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 /* ------------------------------------------------------------------ options */
 
@@ -122,38 +119,6 @@ static const struct opt_set options = {
 
 static const struct bench_values defaults = {
     .as = "v4-flash", .depth = "0,4096", .prefill = "512", .decode = 16, .reps = 3};
-
-/* ------------------------------------------------------------------ the process */
-
-static volatile sig_atomic_t presses;
-
-static void on_interrupt(int sig)
-{
-    (void)sig;
-    if (presses++)
-        _exit(130);
-}
-
-bool interrupted(void)
-{
-    return presses != 0;
-}
-
-void interrupted_reset(int patience)
-{
-    (void)patience;
-    presses = 0;
-}
-
-static void set_signals(void)
-{
-    struct sigaction a = {.sa_handler = on_interrupt}, old;
-    sigemptyset(&a.sa_mask);
-    if (sigaction(SIGINT, NULL, &old) == 0 && old.sa_handler != SIG_IGN)
-        sigaction(SIGINT, &a, NULL);
-    a.sa_handler = SIG_IGN;
-    sigaction(SIGPIPE, &a, NULL);
-}
 
 /* ------------------------------------------------------------------ results */
 
@@ -465,22 +430,13 @@ static int measure(struct bench_all *a, struct program *p, dsv4_err *err)
 
 static int run(struct bench_all *a, struct program *p, int argc, char **argv, dsv4_err *err)
 {
+    const struct process_options o = {&options, &a->v, &a->v.help, &a->v.version};
     int n;
-    struct bytes help = {0};
-    TRY(opt_parse(&options, 0, argc, argv, &a->v, &n, err));
-    TRY(opt_count_args(&options, 0, n, argv, err));
-    p->term.quiet = a->v.quiet;
-    if (a->v.version) {
-        stream_text(&p->term.out, "dsv4-bench " DSV4_VERSION "\n");
+    bool done;
+    TRY(process_parse(&o, &p->term, argc, argv, &n, &done, err));
+    if (done)
         return 0;
-    }
-    if (a->v.help) {
-        int rc = opt_help(&options, 0, &help, err);
-        if (rc == 0)
-            stream_bytes(&p->term.out, help.data, help.len);
-        free(help.data);
-        return rc;
-    }
+    p->term.quiet = a->v.quiet;
     if (a->v.json && a->v.csv)
         return err_set(err, DSV4_USAGE, "--json and --csv exclude each other");
     if (a->v.compare && (a->v.json || a->v.csv))
@@ -488,37 +444,19 @@ static int run(struct bench_all *a, struct program *p, int argc, char **argv, ds
     return measure(a, p, err);
 }
 
-static int exit_code(int status)
-{
-    switch (status) {
-    case DSV4_OK: return 0;
-    case DSV4_USAGE: return 2;
-    case DSV4_REFUSED: return 3;
-    case DSV4_NO_MEMORY: return 4;
-    case DSV4_INTERRUPTED: return 130;
-    default: return 1;
-    }
-}
-
 int main(int argc, char **argv)
 {
     static struct program p; /* its streams hold buffers */
     static struct bench_all a;
-    dsv4_err err = {0}, later;
-    set_signals();
-    terminal_open(&p.term);
+    dsv4_err err = {0};
+    process_begin(&p.term, options.program);
+    interrupt_catch();
     a.v = defaults;
     /* A competing job makes threads that wait for each other look ten times slower; where the system does not
      * allow this, it stays as it is. */
     (void)setpriority(PRIO_PROCESS, 0, -10);
-    int rc = run(&a, &p, argc > 0 ? argc - 1 : 0, argc > 0 ? argv + 1 : argv, &err);
-    status_clear(&p.term);
-    int flushed = stream_flush(&p.term.out, rc == 0 ? &err : &later);
-    if (rc == 0)
-        rc = flushed;
-    if (rc != 0 && err.text[0])
-        complain(&p.term, "%s", err.text);
-    stream_flush(&p.term.err, &later);
+    int rc = run(&a, &p, argc, argv, &err);
+    int code = process_end(&p.term, rc, &err);
     opt_release(&options, &a.v);
     json_decref(a.result);
     bench_run_release(&a.run);
@@ -526,5 +464,5 @@ int main(int argc, char **argv)
     bench_model_release(&a.whole);
     bench_model_release(&a.part);
     free(a.config);
-    return exit_code(rc);
+    return code;
 }

@@ -1,9 +1,7 @@
 /* The program dsv4-server: options, keys, log, signals. The server itself is src/server. */
+#include "process.h"
 #include "src/server/server.h"
-#include "tools.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -216,15 +214,6 @@ static void on_stop(int sig)
         server_stop(s);
 }
 
-static void on_bus_error(int sig)
-{
-    static const char text[] =
-        "dsv4-server: a file of the model shrank or could not be read while in use\n";
-    (void)sig;
-    (void)!write(STDERR_FILENO, text, sizeof text - 1);
-    _exit(3);
-}
-
 bool interrupted(void)
 {
     return stops != 0;
@@ -242,19 +231,8 @@ static void set_signals(void)
     sigemptyset(&a.sa_mask);
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGINT, &a, NULL);
-    a.sa_handler = on_bus_error;
-    sigaction(SIGBUS, &a, NULL);
     a.sa_handler = SIG_IGN;
-    sigaction(SIGPIPE, &a, NULL);
     sigaction(SIGHUP, &a, NULL);
-    sigaction(SIGXFSZ, &a, NULL);
-}
-
-static void fill_descriptors(void)
-{
-    for (int fd = 0; fd <= 2; fd++)
-        if (fcntl(fd, F_GETFD) == -1 && errno == EBADF)
-            (void)!open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
 }
 
 /* ------------------------------------------------------------------ log */
@@ -540,58 +518,31 @@ static int serve(struct setup *s, struct program *p, dsv4_err *err)
 
 static int run(struct setup *s, struct program *p, int argc, char **argv, dsv4_err *err)
 {
+    const struct process_options o = {&options, &s->v, &s->v.help, &s->v.version};
     int n;
-    struct bytes help = {0};
-    TRY(opt_parse(&options, 0, argc, argv, &s->v, &n, err));
-    TRY(opt_count_args(&options, 0, n, argv, err));
-    p->term.quiet = s->v.quiet;
-    if (s->v.version) {
-        stream_text(&p->term.out, "dsv4-server " DSV4_VERSION "\n");
+    bool done;
+    TRY(process_parse(&o, &p->term, argc, argv, &n, &done, err));
+    if (done)
         return 0;
-    }
-    if (s->v.help) {
-        int rc = opt_help(&options, 0, &help, err);
-        if (rc == 0)
-            stream_bytes(&p->term.out, help.data, help.len);
-        free(help.data);
-        return rc;
-    }
+    p->term.quiet = s->v.quiet;
     TRY(set_up(s, p, err));
     return s->v.check ? check(s, p, err) : serve(s, p, err);
-}
-
-static int exit_code(int status)
-{
-    switch (status) {
-    case DSV4_OK: return 0;
-    case DSV4_USAGE: return 2;
-    case DSV4_REFUSED: return 3;
-    case DSV4_NO_MEMORY: return 4;
-    case DSV4_INTERRUPTED: return 130;
-    default: return 1;
-    }
 }
 
 int main(int argc, char **argv)
 {
     static struct program p; /* its streams hold buffers */
     static struct setup s;
-    dsv4_err err = {0}, later;
-    fill_descriptors();
+    dsv4_err err = {0};
+    process_begin(&p.term, options.program);
     set_signals();
-    terminal_open(&p.term);
     s.v = defaults;
-    int rc = run(&s, &p, argc > 0 ? argc - 1 : 0, argc > 0 ? argv + 1 : argv, &err);
-    int flushed = stream_flush(&p.term.out, rc == 0 ? &err : &later);
-    if (rc == 0)
-        rc = flushed;
-    if (rc != 0 && err.text[0])
-        complain(&p.term, "%s", err.text);
-    stream_flush(&p.term.err, &later);
+    int rc = run(&s, &p, argc, argv, &err);
+    int code = process_end(&p.term, rc, &err);
     opt_release(&options, &s.v);
     free(s.keys);
     free(s.cert);
     free(s.cert_key);
     free(s.dir);
-    return exit_code(rc);
+    return code;
 }

@@ -75,9 +75,9 @@ static void stream_open(struct stream *s, int fd, const char *shown)
     s->colour = s->tty && term && *term && strcmp(term, "dumb") != 0 && !(no_color && *no_color);
 }
 
-void terminal_open(struct terminal *t)
+void terminal_open(struct terminal *t, const char *program)
 {
-    *t = (struct terminal){0};
+    *t = (struct terminal){.program = program};
     stream_open(&t->out, STDOUT_FILENO, "standard output");
     stream_open(&t->err, STDERR_FILENO, "standard error");
 }
@@ -204,7 +204,8 @@ void complain(struct terminal *t, const char *format, ...)
     bool shared = t->out.tty && t->err.tty; /* one screen */
     if (!t->err.line_start || (shared && !t->out.line_start))
         stream_text(&t->err, "\n");
-    stream_text(&t->err, "dsv4: ");
+    stream_text(&t->err, t->program);
+    stream_text(&t->err, ": ");
     stream_foreign(&t->err, line.text, strlen(line.text));
     stream_foreign_end(&t->err);
     stream_text(&t->err, "\n");

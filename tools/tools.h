@@ -1,5 +1,4 @@
-/* tools.h - what the files of the program dsv4 share. The program stands on src/dsv4.h and
- * src/system only. */
+/* tools.h - what the files of the programs share. They stand on src/dsv4.h and src/system only. */
 #ifndef DSV4_TOOLS_H
 #define DSV4_TOOLS_H
 
@@ -79,13 +78,14 @@ struct stream {
 };
 
 struct terminal {
+    const char *program; /* the name in front of messages */
     struct stream out, err;
     bool quiet;       /* no progress, counter, greeting, statistics */
     bool status_on;   /* a status line stands on stderr */
     double status_at; /* when it was drawn */
 };
 
-void terminal_open(struct terminal *t);
+void terminal_open(struct terminal *t, const char *program);
 
 /* Our own text. */
 void stream_text(struct stream *s, const char *text);
@@ -104,7 +104,7 @@ int stream_flush(struct stream *s, dsv4_err *err);
 void status_show(struct terminal *t, const char *format, ...) PRINTF_LIKE(2, 3);
 void status_clear(struct terminal *t);
 
-/* "dsv4: MESSAGE" on stderr. */
+/* "PROGRAM: MESSAGE" on stderr. */
 void complain(struct terminal *t, const char *format, ...) PRINTF_LIKE(2, 3);
 
 /* The safe form of len bytes of UTF-8 (whole characters); out has room for SAFE_ROOM(len). */
@@ -124,6 +124,15 @@ int line_read(struct line_reader *r, const char *prompt, char **text, size_t *le
 /* Remembers what was typed. */
 void line_remember(struct line_reader *r, const char *text);
 
+/* ------------------------------------------------------------------ interrupt.c */
+
+/* Ctrl-C was pressed since the last interrupted_reset(). `patience` presses that nobody answers end
+ * the program at once. */
+bool interrupted(void);
+void interrupted_reset(int patience);
+/* From now on Ctrl-C is noticed, unless the process was started deaf to it; patience 2. */
+void interrupt_catch(void);
+
 /* ------------------------------------------------------------------ dsv4.c */
 
 /* One run of the program. */
@@ -135,11 +144,6 @@ struct program {
     int argc;
     struct terminal term;
 };
-
-/* Ctrl-C was pressed since the last interrupted_reset(). `patience` presses that nobody answers end
- * the program at once. */
-bool interrupted(void);
-void interrupted_reset(int patience);
 
 int cmd_ask(struct program *p, dsv4_err *err);
 int cmd_chat(struct program *p, dsv4_err *err);

@@ -1,0 +1,97 @@
+/* The beginning and the end of a program, the same for all of them. Ctrl-C is in interrupt.c: a server does
+ * something else about it. */
+#include "process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* What the handler says; a handler reaches nothing but globals. */
+static char bus_error_text[128];
+
+/* A mapped file became shorter than it was (or its disk is gone): nothing can be computed any more. */
+static void on_bus_error(int sig)
+{
+    (void)sig;
+    (void)!write(STDERR_FILENO, bus_error_text, strlen(bus_error_text));
+    _exit(3);
+}
+
+/* Descriptors 0 to 2 that were closed at start are opened the wrong way round, so that no file of
+ * ours takes their place and using them fails instead of doing harm. */
+static void fill_descriptors(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) == -1 && errno == EBADF)
+            (void)!open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
+}
+
+static void set_signals(const char *program)
+{
+    struct sigaction a = {.sa_handler = on_bus_error};
+    snprintf(bus_error_text, sizeof bus_error_text,
+             "%s: a file of the model shrank or could not be read while in use\n", program);
+    sigemptyset(&a.sa_mask);
+    sigaction(SIGBUS, &a, NULL);
+    a.sa_handler = SIG_IGN; /* writing then fails, with a message */
+    sigaction(SIGPIPE, &a, NULL);
+    sigaction(SIGXFSZ, &a, NULL);
+}
+
+void process_begin(struct terminal *t, const char *program)
+{
+    fill_descriptors();
+    set_signals(program);
+    terminal_open(t, program);
+}
+
+int process_parse(const struct process_options *o, struct terminal *t, int argc, char **argv,
+                  int *n_args, bool *done, dsv4_err *err)
+{
+    struct bytes help = {0};
+    char **first = argc > 0 ? argv + 1 : argv;
+    *done = true;
+    TRY(opt_parse(o->set, 0, argc > 0 ? argc - 1 : 0, first, o->values, n_args, err));
+    if (*o->version) {
+        stream_printf(&t->out, "%s %s\n", o->set->program, o->set->version);
+        return 0;
+    }
+    if (*o->help) {
+        int rc = opt_help(o->set, 0, &help, err);
+        if (rc == 0)
+            stream_bytes(&t->out, help.data, help.len);
+        free(help.data);
+        return rc;
+    }
+    *done = false;
+    return opt_count_args(o->set, 0, *n_args, first, err);
+}
+
+static int exit_code(int status)
+{
+    switch (status) {
+    case DSV4_OK: return 0;
+    case DSV4_USAGE: return 2;
+    case DSV4_REFUSED: return 3;
+    case DSV4_NO_MEMORY: return 4;
+    case DSV4_INTERRUPTED: return 130;
+    default: return 1;
+    }
+}
+
+int process_end(struct terminal *t, int rc, dsv4_err *err)
+{
+    dsv4_err later;
+    status_clear(t);
+    int flushed = stream_flush(&t->out, rc == 0 ? err : &later);
+    if (rc == 0)
+        rc = flushed;
+    if (rc != 0 && err->text[0])
+        complain(t, "%s", err->text);
+    stream_flush(&t->err, &later);
+    return exit_code(rc);
+}
