@@ -121,8 +121,7 @@ FUZZ_SRC  := $(filter-out tests/fuzz_main.c $(if $(HAVE_MHD),,tests/fuzz_server.
 TESTS     := $(CHECK_SRC:tests/%.c=$(B)/tests/%)
 REPLAYS   := $(FUZZ_SRC:tests/fuzz_%.c=$(B)/tests/replay_%)
 FUZZERS   := $(FUZZ_SRC:tests/%.c=$(B)/tests/%)
-TEST_SRC  := $(filter-out $(CHECK_SRC) $(FUZZ_SRC) tests/fuzz_main.c,$(wildcard tests/*.c)) \
-         $(KERNEL_SRC:tests/checkkernels/%.c=$(B)/tests/kernels/%.d)
+TEST_SRC  := $(filter-out $(CHECK_SRC) $(FUZZ_SRC) tests/fuzz_main.c,$(wildcard tests/*.c))
 TEST_OBJ  := $(TEST_SRC:%.c=$(B)/%.o)
 TEST_SH   ?= $(wildcard tests/test_*.sh)
 
@@ -459,4 +458,5 @@ help:
 	@echo "make clean          remove build/"
 	@echo "DEPS=no only checks what is installed; V=1 shows commands; CC=clang another compiler"
 
--include $(patsubst %.c,$(B)/%.d,$(LIB_SRC) $(SERVER_SRC) $(MAIN_SRC) $(TOOL_SRC) $(wildcard tests/*.c))
+-include $(patsubst %.c,$(B)/%.d,$(LIB_SRC) $(SERVER_SRC) $(MAIN_SRC) $(TOOL_SRC) $(wildcard tests/*.c)) \
+         $(KERNEL_SRC:tests/checkkernels/%.c=$(B)/tests/kernels/%.d)

@@ -10,7 +10,9 @@ bool panel_fits(const struct wmat *w)
     switch (w->format) {
     case W_BF16:
     case W_Q8:
-    case W_Q4: return true;
+    case W_Q4:
+    case W_Q3:
+    case W_Q2: return true;
     case W_E4M3: return w->block_rows % PANEL == 0 && w->block_cols % GROUP == 0;
     case W_E2M1: return w->block_rows == 1 && w->block_cols == GROUP;
     default: return false; /* F32 and F16 matrices are small and rare: they stay plain */
@@ -23,16 +25,14 @@ static size_t scale_bytes(const struct wmat *w)
     switch (w->format) {
     case W_E4M3: return (w->cols + w->block_cols - 1) / w->block_cols;
     case W_E2M1: return w->cols / GROUP;
-    case W_Q8:
-    case W_Q4: return w->cols / GROUP * 2;
-    default: return 0;
+    default: return wformat_has_halves(w->format) ? w->cols / GROUP * 2 : 0;
     }
 }
 
 /* Bytes of a scale that change places together; 0: one scale serves a whole panel. */
 static size_t scale_unit(enum wformat f)
 {
-    return f == W_E2M1 ? 1 : f == W_Q8 || f == W_Q4 ? 2 : 0;
+    return f == W_E2M1 ? 1 : wformat_has_halves(f) ? 2 : 0;
 }
 
 struct wmat panel_shape(const struct wmat *plain, size_t rows)

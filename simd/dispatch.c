@@ -28,15 +28,16 @@ const float e4m3_value[256] = {E4M3_HALF(1.0f), E4M3_HALF(-1.0f)};
 /* ORDER FORMATS */
 const char *wformat_name(enum wformat f)
 {
-    static const char *const name[N_WFORMATS] = {"f32", "f16", "bf16", "e4m3", "e2m1", "q8", "q4"};
+    static const char *const name[N_WFORMATS] = {"f32", "f16", "bf16", "e4m3", "e2m1",
+                                                 "q8",  "q4",  "q3",   "q2"};
     return f < N_WFORMATS ? name[f] : "?";
 }
 
 /* ORDER FORMATS */
 size_t wformat_row_bytes(enum wformat f, size_t cols)
 {
-    static const uint8_t half_bytes[N_WFORMATS] = {8, 4, 4, 2, 1, 2, 1};
-    return cols * half_bytes[f] / 2;
+    static const uint8_t bits[N_WFORMATS] = {32, 16, 16, 8, 4, 8, 4, 3, 2};
+    return cols / 8 * bits[f] + cols % 8 * bits[f] / 8;
 }
 
 /* ORDER ROWS */

@@ -16,7 +16,8 @@
 
 /* ------------------------------------------------------------------ weights */
 
-/* ORDER FORMATS: wformat_name, panel_bytes (dispatch.c), decoders (scalar/decode.c) */
+/* ORDER FORMATS: wformat_name, wformat_row_bytes (dispatch.c), decoders (scalar/decode.c). From W_Q8 on a
+ * format has f16 scales, from W_Q4 on a table: new ones of another kind go before these. */
 enum wformat {
     W_F32,
     W_F16,
@@ -26,6 +27,8 @@ enum wformat {
     W_Q8, /* int8 codes, one f16 scale per 32 columns of a row; within every 8 columns in the order
                0,2,4,6,1,3,5,7 (that of the 4-bit formats, so that activations need one order only) */
     W_Q4, /* 4-bit codes into a table of 16 int8 values, stored as W_E2M1, f16 scales as W_Q8 */
+    W_Q3, /* 3-bit codes into a table of 8, drawn below; scales likewise */
+    W_Q2, /* 2-bit codes into a table of 4 */
     N_WFORMATS
 };
 
@@ -37,7 +40,13 @@ enum { PANEL = 16, GROUP = 32 };
  * plain: as in a checkpoint, row after row, any alignment
  *   codes   rows * code_ld bytes
  *   scales  E4M3, E2M1: of (r, c) = 2^(scales[(r / block_rows) * scale_ld + c / block_cols] - 127)
- *           Q8, Q4: f16, (r, c) at scales + r * scale_ld + c / GROUP * 2
+ *           Q8, Q4, Q3, Q2: f16, (r, c) at scales + r * scale_ld + c / GROUP * 2
+ *
+ * Q2 and Q3 have whole groups of 32 columns, as units u = 0 .. 7 of 4 columns in the order of Q8: unit u's
+ * element b is column 8 (u / 2) + 2b (u even) or 8 (u / 2) + 2b + 1 (u odd). A group is 2 words (Q2) or 3:
+ *
+ *   byte b of word j < 2    bits 2s, 2s+1 (s = 0 .. 3): unit 4j + s, element b: its low two bits
+ *   byte b of word 2 (Q3)   bit u: unit u, element b: its third bit
  *
  * panels: what kernels stream. 16 rows make a panel; a panel is the sequence of its columns in units
  * of 4 bytes a row, 16 rows side by side (64 bytes: one AVX-512 register, a row of an AMX tile, two
@@ -48,13 +57,14 @@ enum { PANEL = 16, GROUP = 32 };
  *                    E4M3: columns 4u .. 4u+3    BF16: columns 2u, 2u+1
  *                    Q8: even u: 4u + {0,2,4,6}, odd u: 4u - 4 + {1,3,5,7}
  *                    E2M1, Q4: columns 8u .. 8u+7; low nibbles 8u+{0,2,4,6}, high nibbles 8u+{1,3,5,7}
+ *                    Q3: word u % 3 of group u / 3    Q2: word u % 2 of group u / 2
  *   scales  E2M1: e8m0 [rows/16][cols/32][16], a panel's at scales + p * scale_ld
- *           Q8, Q4: f16 [rows/16][cols/32][16], likewise
+ *           Q8, Q4, Q3, Q2: f16 [rows/16][cols/32][16], likewise
  *           E4M3: e8m0 [rows/16][cols/block_cols], likewise: one for all rows of a panel
  *
  * Panels need cols to be a multiple of 32; E2M1: block_rows 1, block_cols 32; E4M3: block_rows a
  * multiple of 16 (block_rows is not looked at any more), block_cols of 32. Codes and panels are 64-byte
- * aligned, scales of E2M1, Q8 and Q4 16-byte. An e8m0 scale is never 255 and an e4m3 code in panels never
+ * aligned, scales of one row 16-byte. An e8m0 scale is never 255 and an e4m3 code in panels never
  * NaN (loading refuses them). */
 struct wmat {
     enum wformat format;
@@ -63,20 +73,32 @@ struct wmat {
     uint32_t block_rows, block_cols;
     const uint8_t *codes, *scales;
     size_t code_ld, scale_ld; /* bytes from row to row (plain) or from panel to panel */
-    const int8_t *table;      /* W_Q4: 16 values */
+    const int8_t *table; /* wformat_table() values; a span of at most 32 is faster on some levels */
 };
 
 const char *wformat_name(enum wformat f);
 
-/* Bytes of one row's codes. cols is even for the 4-bit formats. */
+/* Bytes of one row's codes. cols is even for the 4-bit formats, a multiple of 32 for Q3 and Q2. */
 size_t wformat_row_bytes(enum wformat f, size_t cols);
+
+/* Whether every 32 columns of a row have an f16 scale. */
+static inline bool wformat_has_halves(enum wformat f)
+{
+    return f >= W_Q8;
+}
+
+/* Values that the format's codes point to; 0: it has no table. */
+static inline size_t wformat_table(enum wformat f)
+{
+    return f < W_Q4 ? 0 : (size_t)16 >> (f - W_Q4);
+}
 
 /* ------------------------------------------------------------------ activations */
 
 /* Activations of the fast mode: groups of 32 columns of a row as integers times one float. */
 enum qkind {
     Q_NONE, /* this level has only the exact kernel for the format */
-    Q_8,    /* int8, |q| <= 127: for E2M1, Q4, Q8 weights */
+    Q_8,    /* int8, |q| <= 127: for E2M1, Q8 and table weights */
     Q_16,   /* int16, |q| <= 2047: for E4M3 weights */
     Q_KINDS
 };
@@ -146,8 +168,8 @@ struct kernels {
      * fast[w->format], x->cols is w->cols. For each output, over the groups g in ascending order
      *   s = sum of code(x) * v(w) over the group, exact in 32 bits
      *   y = fma((float)s, u_g, y), starting from 0
-     * E2M1: v = doubled code, u = e8m0(w) * (0.5 * scale(x)); Q4: v = table[code], u = f16(w) * scale(x);
-     * Q8: v = code, likewise; E4M3: v = 64 * value rounded to nearest even (at most 28672), u = e8m0(w) *
+     * E2M1: v = doubled code, u = e8m0(w) * (0.5 * scale(x)); Q4, Q3, Q2: v = table[code], u = f16(w) *
+     * scale(x); Q8: v = code, likewise; E4M3: v = 64 * value rounded to nearest even (at most 28672), u = e8m0(w) *
      * (scale(x) / 64). u is rounded once. */
     void (*matmul_fast)(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m,
                         const struct wmat *w, size_t r0, size_t r1);

@@ -304,7 +304,7 @@ void matmul_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_
                  const struct wmat *w, size_t r0, size_t r1, float *tmp)
 {
     static void (*const by_rows[MAX_ROWS])(const struct job *) = {panel_1, panel_2, panel_3};
-    if (!w->panels) {
+    if (!w->panels || w->format > W_Q4) {
         matmul_plain_avx2(y, ldy, x, ldx, pick, m, w, r0, r1, tmp);
         return;
     }

@@ -107,10 +107,9 @@ static void blocks(float *out, const struct wmat *w, size_t r)
 void decode_avx512(float *out, const struct wmat *w, size_t r)
 {
     const uint8_t *p = w->codes + r * w->code_ld;
-    bool whole = w->format == W_E2M1
-                     ? w->block_cols % 2 == 0
-                     : (w->format != W_Q8 && w->format != W_Q4) || w->cols % GROUP == 0;
-    if (w->panels || !whole) {
+    bool whole = w->format == W_E2M1 ? w->block_cols % 2 == 0
+                                     : !wformat_has_halves(w->format) || w->cols % GROUP == 0;
+    if (w->panels || !whole || w->format > W_Q4) {
         decode_scalar(out, w, r);
         return;
     }

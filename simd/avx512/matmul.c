@@ -285,7 +285,7 @@ static void matmul(float *y, size_t ldy, const float *x, size_t ldx, const uint3
 {
     if (m == 0)
         return;
-    if (w->panels)
+    if (w->panels && w->format <= W_Q4)
         panels(y, ldy, x, ldx, pick, m, w, r0, r1);
     else
         plain(y, ldy, x, ldx, pick, m, w, r0, r1, tmp);

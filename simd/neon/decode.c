@@ -102,7 +102,8 @@ INLINE void decode_blocks(float *out, const struct wmat *w, size_t r, enum wform
 void decode_neon(float *out, const struct wmat *w, size_t r)
 {
     const bool tiled = w->format == W_E4M3 || w->format == W_E2M1;
-    if (w->format == W_F32 || w->cols % GROUP != 0 || (tiled && w->block_cols % GROUP != 0)) {
+    if (w->format == W_F32 || w->format > W_Q4 || w->cols % GROUP != 0 ||
+        (tiled && w->block_cols % GROUP != 0)) {
         decode_scalar(out, w, r);
         return;
     }

@@ -313,7 +313,7 @@ static void matmul_neon(float *y, size_t ldy, const float *x, size_t ldx, const 
                         size_t m, const struct wmat *w, size_t r0, size_t r1, float *tmp)
 {
     const struct job j = {y, ldy, x, ldx, pick, m, w, r0, r1};
-    if (!w->panels || w->format == W_F32)
+    if (!w->panels || w->format == W_F32 || w->format > W_Q4)
         plain(&j, tmp);
     else if (m == 1)
         panels_one(&j, &panel_kernels[w->format], tmp);

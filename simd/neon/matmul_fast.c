@@ -161,5 +161,5 @@ void init_neon_fast(struct kernels *k)
     k->matmul_fast = matmul_fast_neon;
     k->index_codes = index_codes_neon;
     k->fast[W_E2M1] = k->fast[W_Q8] = k->fast[W_Q4] = Q_8;
-    k->fast[W_E4M3] = Q_NONE;
+    k->fast[W_E4M3] = k->fast[W_Q3] = k->fast[W_Q2] = Q_NONE;
 }

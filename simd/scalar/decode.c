@@ -42,23 +42,32 @@ float weight_scale(const struct wmat *w, size_t r, size_t c)
         if (w->panels)
             return e8m0_value(w->scales[r / PANEL * w->scale_ld + c / GROUP * PANEL + r % PANEL]);
         return e8m0_value(w->scales[r / w->block_rows * w->scale_ld + c / w->block_cols]);
-    case W_Q8:
-    case W_Q4:
+    default:
+        if (!wformat_has_halves(w->format))
+            return 1;
         memcpy(&half,
                w->panels ? w->scales + r / PANEL * w->scale_ld + (c / GROUP * PANEL + r % PANEL) * 2
                          : w->scales + r * w->scale_ld + c / GROUP * 2,
                sizeof half);
         return f16_value(half);
-    default: return 1;
     }
 }
 
 /* Columns over which the scale stays the same. */
 static size_t scale_block(const struct wmat *w)
 {
-    return w->format == W_Q8 || w->format == W_Q4 ? GROUP
-           : w->format < W_E4M3                   ? w->cols
-                                                  : w->block_cols;
+    return wformat_has_halves(w->format) ? GROUP : w->format < W_E4M3 ? w->cols : w->block_cols;
+}
+
+/* The code of column c, formats of 2, 3 and 4 bits. */
+static inline uint8_t small_code(struct cursor p, enum wformat f, size_t c)
+{
+    if (f != W_Q3 && f != W_Q2)
+        return p.at[c / 8 * p.step + c % 8 / 2] >> c % 2 * 4 & 15;
+    size_t place = octet_place(c % GROUP), u = place / 4, b = place % 4;
+    const uint8_t *group = p.at + c / GROUP * (f == W_Q3 ? 3 : 2) * p.step + b;
+    uint8_t low = group[u / 4 * p.step] >> u % 4 * 2 & 3;
+    return f == W_Q2 ? low : (uint8_t)(low | (group[2 * p.step] >> u & 1) << 2);
 }
 
 static void decode_block(float *restrict out, const struct wmat *w, struct cursor p, size_t c,
@@ -86,11 +95,14 @@ static void decode_block(float *restrict out, const struct wmat *w, struct curso
             out[c] = (float)(int8_t)byte_at(p, octet_place(c)) * s;
         break;
     case W_E2M1:
+        for (; c < end; c++)
+            out[c] = e2m1_value[small_code(p, W_E2M1, c)] * s;
+        break;
     case W_Q4:
-        for (; c < end; c++) {
-            uint8_t code = byte_at(p, c / 2) >> c % 2 * 4 & 15;
-            out[c] = (w->format == W_E2M1 ? e2m1_value[code] : (float)w->table[code]) * s;
-        }
+    case W_Q3:
+    case W_Q2:
+        for (; c < end; c++)
+            out[c] = (float)w->table[small_code(p, w->format, c)] * s;
         break;
     case N_WFORMATS: break;
     }
@@ -111,13 +123,11 @@ void decode_codes(int32_t *v, const struct wmat *w, size_t r, size_t c)
 {
     struct cursor p = row_codes(w, r);
     for (size_t i = 0; i < GROUP; i++) {
-        uint8_t code;
         switch (w->format) {
         case W_E4M3: v[i] = (int32_t)lrintf(64 * e4m3_value[byte_at(p, c + i)]); break;
         case W_Q8: v[i] = (int8_t)byte_at(p, octet_place(c + i)); break;
-        default:
-            code = byte_at(p, (c + i) / 2) >> (c + i) % 2 * 4 & 15;
-            v[i] = w->format == W_E2M1 ? (int32_t)(2 * e2m1_value[code]) : w->table[code];
+        case W_E2M1: v[i] = (int32_t)(2 * e2m1_value[small_code(p, W_E2M1, c + i)]); break;
+        default: v[i] = w->table[small_code(p, w->format, c + i)];
         }
     }
 }

@@ -128,6 +128,6 @@ void matmul_init_scalar(struct kernels *k)
     k->matmul_fast = matmul_fast;
     k->quantize = quantize;
     k->decode = decode_scalar;
-    k->fast[W_E2M1] = k->fast[W_Q8] = k->fast[W_Q4] = Q_8;
+    k->fast[W_E2M1] = k->fast[W_Q8] = k->fast[W_Q4] = k->fast[W_Q3] = k->fast[W_Q2] = Q_8;
     k->fast[W_E4M3] = Q_16;
 }

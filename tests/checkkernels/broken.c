@@ -3,6 +3,7 @@
 #include "check.h"
 
 #include "simd/codes.h"
+#include "simd/scalar/scalar.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -214,6 +215,48 @@ static void multiplies_then_adds(FAST)
     q8_with(TWO_ROUNDINGS, y, ldy, x, pick, m, w, r0, r1);
 }
 
+/* ------------------------------------------------------------------ tables */
+
+/* Words of third bits taken for zeros. */
+static void drops_third_bits(MATMUL)
+{
+    struct wmat two = *w;
+    int8_t table[8];
+    for (int i = 0; i < 8; i++)
+        table[i] = w->table[i & 3];
+    two.table = table;
+    good.matmul(y, ldy, x, ldx, pick, m, &two, r0, r1, tmp);
+}
+
+/* Weights less the lowest value of the table, eight products in 16 bits: too many for wide tables. */
+static void sums_eight(FAST)
+{
+    size_t groups = w->cols / GROUP;
+    int low = 127;
+    for (size_t i = 0; i < wformat_table(w->format); i++)
+        low = w->table[i] < low ? w->table[i] : low;
+    for (size_t i = 0; i < m; i++)
+        for (size_t r = r0; r < r1; r++) {
+            size_t row = pick ? pick[i] : i;
+            const int8_t *code = (const int8_t *)x->code + row * x->cols;
+            float out = 0;
+            for (size_t g = 0; g < groups; g++) {
+                int32_t v[GROUP], part = 0, s = low * x->sum[row * groups + g];
+                decode_codes(v, w, r, g * GROUP);
+                for (size_t k = 0; k < GROUP; k++) {
+                    part = clamp16(part + (v[k] - low) * code[octet_place(g * GROUP + k)]);
+                    if (k % 8 == 7) {
+                        s += part;
+                        part = 0;
+                    }
+                }
+                float u = weight_scale(w, r, g * GROUP) * x->scale[row * groups + g];
+                out = fmaf((float)s, u, out);
+            }
+            y[i * ldy + r] = out;
+        }
+}
+
 /* ------------------------------------------------------------------ decode, quantize, rows */
 
 static void swaps_nibbles(float *out, const struct wmat *w, size_t r)
@@ -406,10 +449,13 @@ static const struct {
     {"saturates at 16 bits", PANELS(Q8), F = saturates},
     {"takes -128 for -127", PANELS(Q8), F = loses_minus_128},
     {"rounds between * and +", PANELS(Q8), F = multiplies_then_adds},
+    {"drops third bits", PANELS(Q3), M = drops_third_bits},
+    {"sums eight products in 16 bits", PANELS(Q2), F = sums_eight},
 #undef M
 #undef F
 #define ENTRY(name, function) .kernel = #name, .run = function, .k.name
     {"swaps nibbles", PANELS(E2M1), ENTRY(decode, check_decode) = swaps_nibbles},
+    {"swaps units", PLAIN(Q2), ENTRY(decode, check_decode) = swaps_nibbles},
     {"flushes denormals", PANELS(E4M3), ENTRY(decode, check_decode) = flushes_denormals},
     {"rounds halves away", ENTRY(quantize, check_quantize) = rounds_halves_away},
     {"hides NaN", ENTRY(quantize, check_quantize) = hides_nan},

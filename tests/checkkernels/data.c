@@ -142,8 +142,28 @@ static void random_codes(struct check *t, uint8_t *code, enum wformat f, size_t 
             memset(code, top == 0x7f ? 0x7f : 0x80, bytes);
         break;
     case W_Q4:
+    case W_Q3:
+    case W_Q2:
     case N_WFORMATS: break;
     }
+}
+
+/* Values between a lowest and a highest that both occur: kernels may have a way of their own for tables
+ * whose values lie close together. K_MAX: nearly all are the same end, where sums are largest. */
+static const int8_t *random_table(struct check *t, size_t n, enum kind kind)
+{
+    static const uint8_t spans[] = {0, 3, 15, 16, 17, 32, 33, 64, 65, 129, 255};
+    int8_t *table = keep(t, n);
+    int span = spans[random_below(t, sizeof spans)];
+    int low = -128 + (int)random_below(t, (size_t)(256 - span));
+    size_t first = random_below(t, n), last = (first + 1 + random_below(t, n - 1)) % n;
+    bool top = random_bits(t) & 1;
+    for (size_t i = 0; i < n; i++)
+        table[i] =
+            (int8_t)(low + (kind == K_MAX ? span * top : (int)random_below(t, (size_t)span + 1)));
+    table[first] = (int8_t)low;
+    table[last] = (int8_t)(low + span);
+    return table;
 }
 
 static uint8_t random_e8m0(struct check *t, enum kind kind)
@@ -245,13 +265,8 @@ struct weights random_weights(struct check *t, size_t rows, size_t cols, enum ki
     for (size_t r = 0; r < rows; r++)
         random_codes(t, code + r * a.w.code_ld, f, cols, kind, nan);
     a.w.codes = code;
-    if (f == W_Q4) {
-        int8_t *table = keep(t, 16);
-        random_bytes(t, table, 16);
-        if (kind == K_MAX)
-            memset(table, random_bits(t) & 1 ? 127 : -128, 16);
-        a.w.table = table;
-    }
+    if (wformat_table(f) > 0)
+        a.w.table = random_table(t, wformat_table(f), kind);
     random_scales(t, &a, kind, nan);
     return t->line->panels ? weights_as_panels(t, &a) : a;
 }
@@ -264,7 +279,7 @@ struct wmat guard_weights(struct check *t, const struct weights *a, enum edge e)
     if (w.scales)
         w.scales = guard_in(t, "the scales", w.scales, a->scale_bytes, scale_align, e);
     if (w.table)
-        w.table = guard_in(t, "the table", w.table, 16, 1, e);
+        w.table = guard_in(t, "the table", w.table, wformat_table(w.format), 1, e);
     return w;
 }
 

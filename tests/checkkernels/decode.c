@@ -51,9 +51,9 @@ void check_decode(struct check *t)
     static const size_t odd[] = {1, 3, 31, 33, 63, 100, 129, 4097};
     static const size_t rows[] = {1, 15, 16, 17, 33, 129};
     enum wformat f = t->line->format;
-    const size_t *cols = t->line->panels || f == W_Q8 ? whole
-                         : f == W_E2M1 || f == W_Q4   ? even
-                                                      : odd;
+    const size_t *cols = t->line->panels || f == W_Q8 || f > W_Q4 ? whole
+                         : f == W_E2M1 || f == W_Q4               ? even
+                                                                  : odd;
     for (size_t i = 0; i < 8; i++)
         for (enum kind k = 0; k < N_KINDS && !check_done(t); k++) {
             if (t->quick && (i + k) % 3 != 0)

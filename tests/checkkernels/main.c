@@ -23,9 +23,11 @@
     MATRIX(name, function, W_F32, false), MATRIX(name, function, W_F16, false),       \
         MATRIX(name, function, W_BF16, false), MATRIX(name, function, W_E4M3, false), \
         MATRIX(name, function, W_E2M1, false), MATRIX(name, function, W_Q8, false),   \
-        MATRIX(name, function, W_Q4, false), MATRIX(name, function, W_BF16, true),    \
+        MATRIX(name, function, W_Q4, false), MATRIX(name, function, W_Q3, false),     \
+        MATRIX(name, function, W_Q2, false), MATRIX(name, function, W_BF16, true),    \
         MATRIX(name, function, W_E4M3, true), MATRIX(name, function, W_E2M1, true),   \
-        MATRIX(name, function, W_Q8, true), MATRIX(name, function, W_Q4, true)
+        MATRIX(name, function, W_Q8, true), MATRIX(name, function, W_Q4, true),       \
+        MATRIX(name, function, W_Q3, true), MATRIX(name, function, W_Q2, true)
 #define EACH_CACHE(name, function)                                          \
     CACHE(name, function, R_F32), CACHE(name, function, R_E4M3_64B),        \
         CACHE(name, function, R_E4M3_32), CACHE(name, function, R_E2M1_16), \
@@ -38,6 +40,8 @@ const struct line lines[] = {
     MATRIX(matmul_fast, check_matmul, W_E2M1, true),
     MATRIX(matmul_fast, check_matmul, W_Q8, true),
     MATRIX(matmul_fast, check_matmul, W_Q4, true),
+    MATRIX(matmul_fast, check_matmul, W_Q3, true),
+    MATRIX(matmul_fast, check_matmul, W_Q2, true),
     {ENTRY(quantize, check_quantize)},
     {ENTRY(sum_squares, check_sums)},
     {ENTRY(dot, check_sums)},

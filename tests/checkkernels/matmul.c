@@ -262,7 +262,7 @@ static size_t some_cols(struct check *t, size_t i)
     static const size_t odd[] = {1, 3, 31, 33, 47, 96, 100, 128, 129};
     static const size_t even[] = {2, 34, 64, 94, 130};
     enum wformat f = t->line->format;
-    if (t->line->panels || f == W_Q8)
+    if (t->line->panels || f == W_Q8 || f > W_Q4)
         return whole[i % 6];
     return f == W_E2M1 || f == W_Q4 ? even[i % 5] : odd[i % 9];
 }

@@ -64,7 +64,7 @@ static void check_panels(struct check *t)
 
 void check_panels_line(uint64_t seed, size_t *passed, size_t *failed)
 {
-    static const enum wformat formats[] = {W_BF16, W_E4M3, W_E2M1, W_Q8, W_Q4};
+    static const enum wformat formats[] = {W_BF16, W_E4M3, W_E2M1, W_Q8, W_Q4, W_Q3, W_Q2};
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
         struct line l = {.kernel = "panels", .run = check_panels, .format = formats[i]};
         struct check t = {.seed = seed, .limit = 1, .level = "quant"};

@@ -74,7 +74,24 @@ static const uint8_t *byte_of(const struct wmat *w, size_t r, size_t i)
     return w->codes + r * w->code_ld + i;
 }
 
-/* The code as a number, without the scale; of q4 through the table. */
+/* Bits at .. at + n of a row, n <= 2, counted from the lowest of its first byte. */
+static unsigned bits_of(const struct wmat *w, size_t r, size_t at, unsigned n)
+{
+    return *byte_of(w, r, at / 8) >> at % 8 & ((1u << n) - 1);
+}
+
+/* 2- and 3-bit codes: where a byte of the row would hold column c in Q8, unit and element follow. */
+static unsigned table_code(const struct wmat *w, size_t r, size_t c)
+{
+    size_t unit = place_of(c % 32) / 4, element = place_of(c % 32) % 4;
+    size_t group = c / 32 * (w->format == W_Q3 ? 96 : 64);
+    unsigned low = bits_of(w, r, group + unit / 4 * 32 + element * 8 + unit % 4 * 2, 2);
+    if (w->format == W_Q2)
+        return low;
+    return low + 4 * bits_of(w, r, group + 64 + element * 8 + unit, 1);
+}
+
+/* The code as a number, without the scale; through the table if there is one. */
 static double code_of(const struct wmat *w, size_t r, size_t c)
 {
     const uint8_t *nibbles;
@@ -84,6 +101,8 @@ static double code_of(const struct wmat *w, size_t r, size_t c)
     case W_BF16: return bf16(byte_of(w, r, 2 * c));
     case W_E4M3: return e4m3(*byte_of(w, r, c));
     case W_Q8: return (int8_t)*byte_of(w, r, place_of(c));
+    case W_Q3:
+    case W_Q2: return w->table[table_code(w, r, c)];
     default:
         nibbles = byte_of(w, r, c / 2);
         unsigned code = c % 2 ? *nibbles >> 4 : *nibbles & 15;
@@ -102,6 +121,8 @@ static double scale_of(const struct wmat *w, size_t r, size_t c)
                               : s[r / w->block_rows * w->scale_ld + c / w->block_cols]);
     case W_Q8:
     case W_Q4:
+    case W_Q3:
+    case W_Q2:
         return f16(w->panels ? s + r / 16 * w->scale_ld + (c / 32 * 16 + r % 16) * 2
                              : s + r * w->scale_ld + c / 32 * 2);
     default: return 1;
@@ -352,7 +373,12 @@ void kernels_init_reference(struct kernels *k)
         .level = "reference",
         .matmul = matmul,
         .matmul_fast = matmul_fast,
-        .fast = {[W_E4M3] = Q_16, [W_E2M1] = Q_8, [W_Q8] = Q_8, [W_Q4] = Q_8},
+        .fast = {[W_E4M3] = Q_16,
+                 [W_E2M1] = Q_8,
+                 [W_Q8] = Q_8,
+                 [W_Q4] = Q_8,
+                 [W_Q3] = Q_8,
+                 [W_Q2] = Q_8},
         .quantize = quantize,
         .decode = decode,
         .sum_squares = sum_squares,
