@@ -20,39 +20,44 @@ struct job {
 
 /* ------------------------------------------------------------------ E4M3 */
 
-/* x is scaled so that the products of tiny floats below stay normal; the block's scale undoes it. */
+/* x is scaled so that the products of tiny floats below stay normal; the block's scale undoes it. One row
+ * comes scaled (scaled_row), more are scaled where they are used. */
 #define E4M3_X    0x1p60f
 #define E4M3_BACK 0x1p60f
 
-/* The code in the top byte of each word -> sign, exponent, mantissa of a float that is 2^-120 of the value;
- * subnormal codes become subnormal floats. */
-INLINE_AVX2 __m256 e4m3_top(__m256i v)
+/* Sign, exponent, mantissa of a code in the top byte of each word, shifted to where floats have them: a float
+ * that is 2^-120 of the value; subnormal codes become subnormal floats. */
+INLINE_AVX2 __m256 e4m3_float(__m256i v)
 {
-    return _mm256_castsi256_ps(
-        _mm256_and_si256(_mm256_srai_epi32(v, 4), _mm256_set1_epi32((int)0x87f00000u)));
+    return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0x87f00000u)));
 }
 
-INLINE_AVX2 void e4m3_column(__m256 acc[][2][2], int m, const struct job *j, size_t c, int phase,
-                             __m256i v0, __m256i v1)
+INLINE_AVX2 __m256 e4m3_x(const struct job *j, int m, int i, size_t c)
 {
-    __m256 w0 = e4m3_top(v0), w1 = e4m3_top(v1);
-    for (int i = 0; i < m; i++) {
-        __m256 x = _mm256_mul_ps(_mm256_broadcast_ss(j->x[i] + c), _mm256_set1_ps(E4M3_X));
-        acc[i][phase][0] = _mm256_fmadd_ps(x, w0, acc[i][phase][0]);
-        acc[i][phase][1] = _mm256_fmadd_ps(x, w1, acc[i][phase][1]);
-    }
+    __m256 x = _mm256_broadcast_ss(j->x[i] + c);
+    return m == 1 ? x : _mm256_mul_ps(x, _mm256_set1_ps(E4M3_X));
+}
+
+/* Four columns of 8 rows. Shifting 16-bit lanes moves two columns at once. */
+INLINE_AVX2 void e4m3_word(__m256 acc[][2][2], int m, const struct job *j, size_t c, int half,
+                           const uint8_t *p)
+{
+    __m256i v = _mm256_load_si256((const __m256i *)p);
+    __m256i odd = _mm256_srai_epi16(v, 4), even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 4);
+    const __m256 w[4] = {e4m3_float(_mm256_slli_epi32(even, 16)),
+                         e4m3_float(_mm256_slli_epi32(odd, 16)), e4m3_float(even), e4m3_float(odd)};
+    for (size_t k = 0; k < 4; k++)
+        for (int i = 0; i < m; i++)
+            acc[i][k & 1][half] =
+                _mm256_fmadd_ps(e4m3_x(j, m, i, c + k), w[k], acc[i][k & 1][half]);
 }
 
 INLINE_AVX2 void e4m3_block(__m256 acc[][2][2], int m, const struct job *j, const uint8_t *p,
                             size_t c, size_t end)
 {
     for (; c < end; c += 4, p += 64) {
-        __m256i v0 = _mm256_load_si256((const __m256i *)p);
-        __m256i v1 = _mm256_load_si256((const __m256i *)(p + 32));
-        e4m3_column(acc, m, j, c, 0, _mm256_slli_epi32(v0, 24), _mm256_slli_epi32(v1, 24));
-        e4m3_column(acc, m, j, c + 1, 1, _mm256_slli_epi32(v0, 16), _mm256_slli_epi32(v1, 16));
-        e4m3_column(acc, m, j, c + 2, 0, _mm256_slli_epi32(v0, 8), _mm256_slli_epi32(v1, 8));
-        e4m3_column(acc, m, j, c + 3, 1, v0, v1);
+        e4m3_word(acc, m, j, c, 0, p);
+        e4m3_word(acc, m, j, c, 1, p + 32);
         prefetch_avx2(p);
     }
 }
@@ -283,6 +288,16 @@ INLINE_AVX2 void panel_e2m1(const struct job *j, int m)
 
 /* ------------------------------------------------------------------ any number of rows */
 
+/* The row in the form that panel_1 wants: x itself, or scaled in tmp. */
+static const float *scaled_row(const float *x, const struct wmat *w, float *tmp)
+{
+    if (w->format != W_E4M3)
+        return x;
+    for (size_t c = 0; c < w->cols; c++)
+        tmp[c] = x[c] * E4M3_X;
+    return tmp;
+}
+
 /* ORDER FORMATS */
 #define PANEL_OF(m)                                \
     static void panel_##m(const struct job *j)     \
@@ -308,6 +323,7 @@ void matmul_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_
         matmul_plain_avx2(y, ldy, x, ldx, pick, m, w, r0, r1, tmp);
         return;
     }
+    const float *one = m == 1 ? scaled_row(x + (pick ? pick[0] : 0) * ldx, w, tmp) : NULL;
     /* Rows outside: a slice of a panel's weights stays in the cache while all rows use it. */
     for (size_t r = r0; r < r1; r += PANEL)
         for (size_t i = 0; i < m;) {
@@ -317,6 +333,8 @@ void matmul_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_
                 j.x[k] = x + (pick ? pick[i] : i) * ldx;
                 j.y[k] = y + i * ldy + r;
             }
+            if (n == 1)
+                j.x[0] = one ? one : scaled_row(j.x[0], w, tmp);
             by_rows[n - 1](&j);
         }
 }
