@@ -1,4 +1,5 @@
-/* quant.h - encoding: rows of the caches from floats, panels from plain weights. Decoding is a kernel. */
+/* quant.h - encoding: rows of the caches from floats, weights from floats, panels from plain weights.
+ * Decoding is a kernel. */
 #ifndef DSV4_QUANT_H
 #define DSV4_QUANT_H
 
@@ -14,6 +15,40 @@ void row_round(const struct kernels *k, float *x, struct rshape s);
 
 /* Walsh-Hadamard transform in natural order, times n^-1/2; n is a power of two. */
 void hadamard(float *x, size_t n);
+
+/* ------------------------------------------------------------------ types of weights (types.c) */
+
+/* What a matrix can be converted to: a format, and the table of values of those that have one. */
+struct wtype {
+    enum wformat format;
+    const int8_t *table; /* wtype_levels() values, ascending, or NULL */
+    const char *name;
+};
+
+/* f32 f16 bf16 e4m3 e2m1 (also: mxfp4) q8 q4 q4nl; NULL for any other name. Pointers are to constants. */
+const struct wtype *wtype_named(const char *name);
+/* All of them; NULL past the last. */
+const struct wtype *wtype_at(size_t i);
+/* That of a matrix; NULL when its table is not one of ours. */
+const struct wtype *wtype_of(const struct wmat *w);
+/* Values in the table of a format; 0: it has none. */
+size_t wtype_levels(enum wformat f);
+
+/* ------------------------------------------------------------------ weights from floats (encode.c) */
+
+enum effort {
+    EFFORT_ABSMAX, /* the value of largest magnitude becomes the largest code */
+    EFFORT_SEARCH, /* the scale with the least squared error */
+};
+
+/* One row of `cols` floats below 2^127 -> its plain codes, wformat_row_bytes(), and scales, one per GROUP columns
+ * (cols is a multiple of GROUP for formats that have scales):
+ *   q8 q4 q4nl  f16     e2m1 e4m3  e8m0, as of a matrix with block_rows 1, block_cols GROUP
+ *   f32 f16 bf16  none; scales is not looked at
+ * importance [cols]: weights >= 0 of the squared errors, or NULL: all alike. Same input, same bytes. What is
+ * outside of a format's range becomes its nearest value. */
+void encode_row(uint8_t *codes, uint8_t *scales, const struct wtype *t, const float *x, size_t cols,
+                const float *importance, enum effort effort);
 
 /* ------------------------------------------------------------------ panels (panel.c; drawn in simd.h) */
 

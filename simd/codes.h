@@ -56,6 +56,24 @@ static inline float f16_value(uint16_t h)
     return float_of_bits(sign | (e + 112) << 23 | m << 13);
 }
 
+/* Saturates at +-65504; NaN stays NaN. */
+static inline uint16_t f16_code(float f)
+{
+    uint32_t u = bits_of_float(f);
+    uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
+    u &= 0x7fffffffu;
+    if (u > 0x7f800000u)
+        return sign | 0x7e00;
+    if (u >= 0x477ff000u) /* nearer to 65536 than to 65504 */
+        return sign | 0x7bff;
+    if (u < 0x38800000u) { /* below 2^-14: multiples of 2^-24, rounded by the float addition */
+        float r = float_of_bits(u) + 0.5f;
+        return sign | (uint16_t)(bits_of_float(r) - 0x3f000000u);
+    }
+    u += 0xfffu + ((u >> 13) & 1);
+    return sign | (uint16_t)((u >> 13) - (112u << 10));
+}
+
 /* Saturates at +-448; NaN stays NaN. */
 static inline uint8_t e4m3_code(float f)
 {

@@ -1,0 +1,125 @@
+/* Rows of floats -> plain codes and scales of every type of weights. */
+#include "encode.h"
+
+#include "simd/codes.h"
+
+#include <math.h>
+#include <string.h>
+
+static const float alike[GROUP] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                   1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
+static void put_half(uint8_t *at, uint16_t h)
+{
+    memcpy(at, &h, sizeof h);
+}
+
+void group_store(uint8_t *codes, const struct wtype *t, size_t column, const uint8_t *code)
+{
+    if (t->format == W_Q8) {
+        for (size_t i = 0; i < GROUP; i++)
+            codes[column + octet_place(i)] = (uint8_t)(code[i] - 127);
+        return;
+    }
+    codes += column / 2;
+    for (size_t i = 0; i < GROUP / 2; i++)
+        codes[i] = (uint8_t)(code[2 * i] | code[2 * i + 1] << 4);
+}
+
+/* ------------------------------------------------------------------ formats with e8m0 scales */
+
+/* A code for x and what it stands for. */
+static inline uint8_t float_code(enum wformat f, float x)
+{
+    return f == W_E4M3 ? e4m3_code(x) : e2m1_code(x);
+}
+
+static inline float float_value(enum wformat f, uint8_t code)
+{
+    return f == W_E4M3 ? e4m3_value[code] : e2m1_value[code];
+}
+
+static double error_of(enum wformat f, const float *x, const float *w, float scale)
+{
+    double sum = 0;
+    for (size_t i = 0; i < GROUP; i++) {
+        float e = x[i] - scale * float_value(f, float_code(f, x[i] / scale));
+        sum += (double)w[i] * e * e;
+    }
+    return sum;
+}
+
+/* Powers of two are few: the one that clips nothing, those that clip some. */
+static uint8_t float_scale(enum wformat f, const float *x, const float *w, enum effort effort)
+{
+    float most = 0;
+    for (size_t i = 0; i < GROUP; i++)
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    float limit = f == W_E4M3 ? 448 : 6;
+    if (most <= limit * 0x1p-126f)
+        return most > 0 ? 1 : 127;
+    uint8_t best = e8m0_ceil(most / limit);
+    if (effort == EFFORT_ABSMAX || f == W_E4M3)
+        return best;
+    double least = error_of(f, x, w, e8m0_value(best));
+    for (uint8_t e = best; e-- > 1 && best - e <= 2;) {
+        double error = error_of(f, x, w, e8m0_value(e));
+        if (error < least) {
+            least = error;
+            best = e;
+        }
+    }
+    return best;
+}
+
+static void float_group(uint8_t *codes, uint8_t *scale, enum wformat f, const float *x,
+                        const float *w, enum effort effort)
+{
+    *scale = float_scale(f, x, w, effort);
+    float s = e8m0_value(*scale);
+    if (f == W_E4M3)
+        for (size_t i = 0; i < GROUP; i++)
+            codes[i] = e4m3_code(x[i] / s);
+    else
+        for (size_t i = 0; i < GROUP; i += 2)
+            codes[i / 2] = (uint8_t)(e2m1_code(x[i] / s) | e2m1_code(x[i + 1] / s) << 4);
+}
+
+/* ------------------------------------------------------------------ rows */
+
+static void table_row(uint8_t *codes, uint8_t *scales, const struct wtype *t, const float *x,
+                      size_t cols, const float *importance, enum effort effort)
+{
+    struct levels l;
+    uint8_t code[GROUP];
+    levels_of(&l, t);
+    for (size_t c = 0; c < cols; c += GROUP) {
+        uint16_t s = group_scale(&l, x + c, importance ? importance + c : alike, effort);
+        put_half(scales + c / GROUP * 2, s);
+        group_codes(code, &l, x + c, f16_value(s));
+        group_store(codes, t, c, code);
+    }
+}
+
+void encode_row(uint8_t *codes, uint8_t *scales, const struct wtype *t, const float *x, size_t cols,
+                const float *importance, enum effort effort)
+{
+    switch (t->format) {
+    case W_F32: memcpy(codes, x, cols * sizeof *x); return;
+    case W_F16:
+        for (size_t c = 0; c < cols; c++)
+            put_half(codes + 2 * c, f16_code(x[c]));
+        return;
+    case W_BF16:
+        for (size_t c = 0; c < cols; c++)
+            put_half(codes + 2 * c, bf16_code(x[c]));
+        return;
+    case W_E4M3:
+    case W_E2M1:
+        for (size_t c = 0; c < cols; c += GROUP)
+            float_group(codes + wformat_row_bytes(t->format, c), scales + c / GROUP, t->format,
+                        x + c, importance ? importance + c : alike, effort);
+        return;
+    default: table_row(codes, scales, t, x, cols, importance, effort);
+    }
+}

@@ -1,0 +1,45 @@
+/* The types of weights by name, and the tables of those that have one. A converted directory repeats the
+ * values of its tables, so that a later version may choose others. */
+#include "quant.h"
+
+#include <string.h>
+
+static const int8_t linear4[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+
+/* Least squared error over groups of 32 normal numbers, each with the best scale for it (Lloyd's method). */
+static const int8_t normal4[16] = {-127, -102, -82, -65, -49, -35, -22, -10,
+                                   2,    13,   25,  38,  53,  69,  89,  113};
+
+static const struct wtype types[] = {
+    {W_F32, NULL, "f32"},   {W_F16, NULL, "f16"}, {W_BF16, NULL, "bf16"}, {W_E4M3, NULL, "e4m3"},
+    {W_E2M1, NULL, "e2m1"}, {W_Q8, NULL, "q8"},   {W_Q4, linear4, "q4"},  {W_Q4, normal4, "q4nl"},
+};
+
+const struct wtype *wtype_named(const char *name)
+{
+    if (strcmp(name, "mxfp4") == 0)
+        name = "e2m1";
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (strcmp(types[i].name, name) == 0)
+            return &types[i];
+    return NULL;
+}
+
+const struct wtype *wtype_at(size_t i)
+{
+    return i < sizeof types / sizeof *types ? &types[i] : NULL;
+}
+
+size_t wtype_levels(enum wformat f)
+{
+    return f == W_Q4 ? 16 : 0;
+}
+
+const struct wtype *wtype_of(const struct wmat *w)
+{
+    size_t n = wtype_levels(w->format);
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (types[i].format == w->format && (n == 0 || memcmp(types[i].table, w->table, n) == 0))
+            return &types[i];
+    return NULL;
+}
