@@ -305,21 +305,29 @@ static int convert_thinking(const struct params *p, json_t *chat, int64_t *budge
     return v && api_set(chat, "thinking", v) == 0 ? 0 : no_memory(f);
 }
 
-/* The body as a chat. */
+/* The body as a chat; *out NULL on failure. */
 static int convert(const struct params *p, json_t **out, bool *parallel, int64_t *budget,
                    struct failure *f)
 {
     json_t *messages = json_array(), *tools = json_array();
     json_t *chat = json_pack("{s:o, s:o}", "messages", messages, "tools", tools);
-    *out = chat;
+    *out = NULL;
     if (!chat)
         return no_memory(f);
-    if (!p->messages)
-        return fail_set(f, 400, "messages", "messages must be a list that is not empty");
-    if (convert_messages(p, messages, f) != 0 || convert_tools(p, tools, f) != 0 ||
-        convert_choice(p, chat, parallel, f) != 0 || convert_thinking(p, chat, budget, f) != 0)
-        return -1;
-    return 0;
+    int rc = p->messages
+                 ? convert_messages(p, messages, f)
+                 : fail_set(f, 400, "messages", "messages must be a list that is not empty");
+    if (rc == 0)
+        rc = convert_tools(p, tools, f);
+    if (rc == 0)
+        rc = convert_choice(p, chat, parallel, f);
+    if (rc == 0)
+        rc = convert_thinking(p, chat, budget, f);
+    if (rc == 0)
+        *out = chat;
+    else
+        json_decref(chat);
+    return rc;
 }
 
 static int judge(struct exchange *x, const struct params *p, struct failure *f)
@@ -587,15 +595,15 @@ static int read_request(struct turn *t, struct failure *f)
         return -1;
     if (p.max_tokens == 0)
         return fail_set(f, 400, "max_tokens", "max_tokens is needed");
-    int rc = convert(&p, &chat, &parallel, &budget, f);
+    if (convert(&p, &chat, &parallel, &budget, f) != 0)
+        return -1;
     t->stream = p.stream;
     sp.sampling.temperature = (float)p.temperature;
     sp.sampling.top_p = (float)p.top_p;
     sp.sampling.top_k = (int)p.top_k;
     sp.max_tokens = (size_t)p.max_tokens;
     sp.user = json_string_value(json_object_get(p.metadata, "user_id"));
-    if (rc == 0)
-        rc = turn_stops(t, p.stop, "stop_sequences", 64, f);
+    int rc = turn_stops(t, p.stop, "stop_sequences", 64, f);
     struct chat_words w = {.tools = json_object_get(chat, "tools"),
                            .tool_choice = json_object_get(chat, "tool_choice"),
                            .parallel = parallel,
