@@ -1,11 +1,9 @@
 /* One choice: tokens come in, reasoning, content and calls go out, each exactly once and whole.
  *
- * The engine's parser takes the model's text apart. What it says is looked at again here: a call
- * of a tool
- * that nobody offered, or with arguments that are not JSON, is held back and named in a sentence.
- * Where a
- * grammar has seen to both, arguments go out as they come; otherwise a call goes out when it is
- * complete. */
+ * The engine's parser takes the model's text apart. What it says is looked at again here: a call of
+ * a tool that nobody offered, or with arguments that are not JSON, is held back and named in a
+ * sentence. Where a grammar has seen to both, arguments go out as they come; otherwise a call goes
+ * out when it is complete. */
 #include "turn.h"
 
 #include <stdlib.h>

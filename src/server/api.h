@@ -1,6 +1,5 @@
 /* api.h - what the protocol files share: parameters that every one of them has in its own words,
- * and the
- * functions that routes call. */
+ * and the functions that routes call. */
 #ifndef DSV4_SERVER_API_H
 #define DSV4_SERVER_API_H
 
@@ -29,8 +28,7 @@ struct turn_sampling api_sampling(const struct server *s);
 uint64_t api_seed(void);
 
 /* thinking, tools and constraints of a chat body in OpenAI's words (the ones of dsv4_request) and
- * more:
- * fills the turn's options. `format`: response_format, `grammar`: ours; may be NULL. */
+ * more: fills the turn's options. `format`: response_format, `grammar`: ours; may be NULL. */
 struct chat_words {
     const json_t *tools, *tool_choice, *format;
     const char *grammar;

@@ -1,6 +1,5 @@
 /* Grammars, compiled on the threads that decode requests and kept while they are asked for: agents
- * send the
- * same tools with every request. */
+ * send the same tools with every request. */
 #include "turn.h"
 
 #include <stdio.h>

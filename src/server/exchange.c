@@ -1,6 +1,5 @@
 /* One request and its reply. HTTP's thread fills in the request and takes the reply as it comes;
- * any
- * other thread writes the reply. */
+ * any other thread writes the reply. */
 #include "server.h"
 
 #include <stdio.h>

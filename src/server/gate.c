@@ -1,7 +1,6 @@
 /* What is let through, decided on what a request says of itself before anything is done for it.
  * libmicrohttpd 0.9.75 takes repeated and contradictory headers, which two programs in a row may
- * read in
- * two ways (request smuggling): here each of them is refused. */
+ * read in two ways (request smuggling): here each of them is refused. */
 #include "server.h"
 
 #include <ctype.h>

@@ -2,17 +2,14 @@
  * descriptor) and for others who have something to say (one eventfd).
  *
  * libmicrohttpd 0.9.75: suspending a connection loses wake-ups there, so nothing is suspended. A
- * reply that
- * is not there yet is asked for again whenever this thread wakes up, which those who write replies
- * see to.
- * A client that hangs up is seen by polling its socket, because the library does not look while it
- * waits
- * for us. Limits of time are kept here too: the library's own start anew with every byte. */
-#include "server.h"
+ * reply that is not there yet is asked for again whenever this thread wakes up, which those who
+ * write replies see to. A client that hangs up is seen by polling its socket, because the library
+ * does not look while it waits for us. Limits of time are kept here too: the library's own start
+ * anew with every byte. */
+#include "http.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <microhttpd.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -26,7 +23,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { HEADER_BYTES = 64 << 10, STREAM_BLOCK = 32 << 10, UNSENT_LIMIT = 8 << 20 };
+enum { HEADER_BYTES = 64 << 10, UNSENT_LIMIT = 8 << 20 };
 
 enum phase { PHASE_HEADERS, PHASE_BODY, PHASE_REPLY };
 
@@ -99,259 +96,16 @@ static void hang_up(struct connection *c)
     shutdown(c->fd, SHUT_RDWR);
 }
 
-/* ------------------------------------------------------------------ replies */
-
-static enum MHD_Result headers(struct MHD_Response *r, struct exchange *x, bool close_after)
-{
-    const struct server_options *opt = x->server->opt;
-    const char *policy =
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-    char retry[16];
-    int ok = MHD_YES;
-    if (x->type)
-        ok &= (int)MHD_add_response_header(r, "Content-Type", x->type);
-    ok &= (int)MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
-    ok &= (int)MHD_add_response_header(r, "Content-Security-Policy", policy);
-    ok &= (int)MHD_add_response_header(r, "Referrer-Policy", "no-referrer");
-    ok &= (int)MHD_add_response_header(r, "Cache-Control", "no-store");
-    ok &= (int)MHD_add_response_header(r, "request-id", x->id);
-    ok &= (int)MHD_add_response_header(r, "x-request-id", x->id);
-    if (x->sse)
-        ok &= (int)MHD_add_response_header(r, "X-Accel-Buffering", "no");
-    if (x->allow)
-        ok &= (int)MHD_add_response_header(r, "Allow", x->allow);
-    if (x->status == 401)
-        ok &= (int)MHD_add_response_header(r, "WWW-Authenticate", "Bearer");
-    if (x->retry) {
-        snprintf(retry, sizeof retry, "%u", x->retry);
-        ok &= (int)MHD_add_response_header(r, "Retry-After", retry);
-    }
-    for (size_t i = 0; x->origin[0] && i < opt->n_origins; i++)
-        if (strcmp(opt->origins[i], x->origin) == 0) {
-            ok &= (int)MHD_add_response_header(r, "Access-Control-Allow-Origin", x->origin);
-            ok &= (int)MHD_add_response_header(r, "Vary", "Origin");
-            ok &= (int)MHD_add_response_header(r, "Access-Control-Expose-Headers", "request-id");
-            if (strcmp(x->method, "OPTIONS") == 0) {
-                ok &= (int)MHD_add_response_header(r, "Access-Control-Allow-Methods",
-                                                   "GET, POST, OPTIONS");
-                ok &= (int)MHD_add_response_header(
-                    r, "Access-Control-Allow-Headers",
-                    "Authorization, Content-Type, x-api-key, anthropic-version, anthropic-beta");
-                ok &= (int)MHD_add_response_header(r, "Access-Control-Max-Age", "600");
-            }
-        }
-    if (close_after)
-        ok &= (int)MHD_add_response_header(r, "Connection", "close");
-    return ok == MHD_YES ? MHD_YES : MHD_NO;
-}
-
-/* What of the stream can be sent now. */
-static ssize_t read_stream(void *arg, uint64_t at, char *to, size_t max)
-{
-    struct exchange *x = arg;
-    ssize_t n = 0;
-    (void)at;
-    pthread_mutex_lock(&x->lock);
-    size_t left = x->out.b.len - x->sent;
-    if (x->gone || x->out.failed)
-        n = MHD_CONTENT_READER_END_WITH_ERROR;
-    else if (left > 0) {
-        n = (ssize_t)(left < max ? left : max);
-        memcpy(to, x->out.b.data + x->sent, (size_t)n);
-        x->sent += (size_t)n;
-        x->delivered += (uint64_t)n;
-        if (x->sent == x->out.b.len)
-            x->sent = x->out.b.len = 0;
-        x->server->http->progress = true;
-    } else if (x->complete) {
-        n = MHD_CONTENT_READER_END_OF_STREAM;
-    }
-    pthread_mutex_unlock(&x->lock);
-    return n;
-}
-
-static void stream_done(void *arg)
-{
-    exchange_unref(arg);
-}
-
-/* Hands the reply to the library if it is known; MHD_YES also when it is not yet. */
-static enum MHD_Result answer(struct MHD_Connection *con, struct exchange *x, bool close_after,
-                              bool *queued)
-{
-    struct MHD_Response *r = NULL;
-    bool stream = false;
-    *queued = false;
-    pthread_mutex_lock(&x->lock);
-    unsigned status = (unsigned)x->status;
-    if (status && x->sse) {
-        stream = true;
-    } else if (status && x->complete) {
-        size_t len = x->out.b.len;
-        r = MHD_create_response_from_buffer(len, x->out.b.data, MHD_RESPMEM_MUST_COPY);
-    }
-    pthread_mutex_unlock(&x->lock);
-    if (stream) {
-        r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_stream,
-                                              exchange_ref(x), stream_done);
-        if (!r)
-            exchange_unref(x);
-    } else if (!status) {
-        return MHD_YES;
-    }
-    if (!r)
-        return MHD_NO;
-    enum MHD_Result ok = headers(r, x, close_after);
-    if (ok == MHD_YES)
-        ok = MHD_queue_response(con, status, r);
-    MHD_destroy_response(r);
-    *queued = ok == MHD_YES;
-    x->server->http->progress = true;
-    return ok;
-}
-
 /* Refuses a request before its body is read. If there is one the connection cannot be used again.
  * */
 static enum MHD_Result refuse(struct MHD_Connection *con, struct exchange *x, struct failure *f,
                               bool body)
 {
-    bool queued;
     exchange_fail(x, f);
-    return answer(con, x, body, &queued);
+    return http_answer(con, x, body);
 }
 
 /* ------------------------------------------------------------------ requests */
-
-enum { MAX_HEADERS = 128 };
-
-struct header_list {
-    struct gate_header h[MAX_HEADERS];
-    size_t n;
-    bool more;
-};
-
-static enum MHD_Result take_header(void *arg, enum MHD_ValueKind kind, const char *name,
-                                   size_t name_len, const char *value, size_t value_len)
-{
-    struct header_list *l = arg;
-    (void)kind;
-    if (l->n == MAX_HEADERS) {
-        l->more = true;
-        return MHD_NO;
-    }
-    l->h[l->n++] = (struct gate_header){name, value ? value : "", name_len, value_len};
-    return MHD_YES;
-}
-
-static const char *header(struct MHD_Connection *con, const char *name)
-{
-    const char *v = MHD_lookup_connection_value(con, MHD_HEADER_KIND, name);
-    return v ? v : "";
-}
-
-static uint64_t hash(const char *text, uint64_t h)
-{
-    for (; *text; text++)
-        h = (h ^ (unsigned char)*text) * 0x100000001b3u;
-    return h;
-}
-
-/* Who asks: index of the key plus one; 0: nobody we know. */
-static size_t who(const struct server_options *opt, struct MHD_Connection *con)
-{
-    const char *a = header(con, "Authorization"), *k = header(con, "x-api-key");
-    if (*k)
-        return gate_key(opt, k);
-    if (strncasecmp(a, "Bearer ", 7) == 0)
-        return gate_key(opt, a + 7);
-    return 0;
-}
-
-static int judge_sender(struct MHD_Connection *con, struct exchange *x, struct failure *f)
-{
-    const struct server_options *opt = x->server->opt;
-    const char *host = header(con, "Host"), *origin = header(con, "Origin");
-    if (*host && !gate_host(opt, host))
-        return fail_set(f, 403, NULL, "this Host is not served here (see --allow-host)");
-    if (*origin && !gate_origin(opt, origin, host))
-        return fail_set(f, 403, NULL, "pages of this Origin may not ask here (see --allow-origin)");
-    snprintf(x->origin, sizeof x->origin, "%s", origin);
-    return 0;
-}
-
-static int judge_key(struct MHD_Connection *con, struct exchange *x, struct failure *f)
-{
-    const struct server_options *opt = x->server->opt;
-    size_t key = opt->n_keys ? who(opt, con) : 0;
-    bool open = x->route && x->route->open;
-    if (opt->n_keys && !key && !open)
-        return fail_set(f, 401, NULL, "an API key is needed: Authorization: Bearer KEY");
-    x->client = key ? key : hash(x->peer, 0xcbf29ce484222325u) | 1ull << 63;
-    x->scope = opt->cache_per_key ? key : 0;
-    return 0;
-}
-
-static int judge_body(struct MHD_Connection *con, struct exchange *x, struct failure *f)
-{
-    const struct server_options *opt = x->server->opt;
-    const char *length = header(con, "Content-Length"), *type = header(con, "Content-Type");
-    if (strtoull(length, NULL, 10) > opt->max_body)
-        return fail_set(f, 413, NULL, "the body has %s bytes; at most %zu are taken", length,
-                        opt->max_body);
-    size_t n = strcspn(type, "; \t");
-    if (strcmp(x->method, "POST") == 0 &&
-        (n != strlen("application/json") || strncasecmp(type, "application/json", n) != 0))
-        return fail_set(f, 415, NULL, "Content-Type must be application/json");
-    if (strcmp(header(con, "Content-Encoding"), "") != 0 &&
-        strcasecmp(header(con, "Content-Encoding"), "identity") != 0)
-        return fail_set(f, 415, NULL, "Content-Encoding is not understood here");
-    return 0;
-}
-
-/* Everything that can be said before the body is there. */
-static int judge(struct MHD_Connection *con, struct exchange *x, const char *url,
-                 const char *method, const char *version, struct failure *f)
-{
-    struct header_list l = {.n = 0};
-    bool http11 = strcmp(version, "HTTP/1.1") == 0;
-    MHD_get_connection_values_n(con, MHD_HEADER_KIND, take_header, &l);
-    const char *bad = x->path ? NULL : "the request target is not acceptable";
-    if (!bad && !http11 && strcmp(version, "HTTP/1.0") != 0)
-        bad = "the version must be HTTP/1.1 or HTTP/1.0";
-    if (!bad && l.more)
-        bad = "too many headers";
-    if (!bad)
-        bad = gate_headers(l.h, l.n, http11);
-    if (bad)
-        return fail_set(f, 400, NULL, "%s", bad);
-    if ((bad = gate_method(method)) != NULL)
-        return fail_set(f, 501, NULL, "%s", bad);
-    x->framed = true;
-    snprintf(x->method, sizeof x->method, "%s", method);
-    x->route = route_find(method, url, &x->allow);
-    const char *allow = x->allow;
-    x->allow = NULL;
-    if (judge_sender(con, x, f) != 0)
-        return -1;
-    if (strcmp(method, "OPTIONS") == 0 && allow && x->origin[0])
-        return 0; /* browsers ask without a key */
-    if (judge_key(con, x, f) != 0)
-        return -1;
-    if (!x->route && !allow)
-        return fail_set(f, 404, NULL, "there is nothing at this path");
-    if (!x->route) {
-        x->allow = allow;
-        return fail_set(f, 405, NULL, "the method here must be one of: %s", allow);
-    }
-    return judge_body(con, x, f);
-}
-
-static bool has_body(struct MHD_Connection *con)
-{
-    return strcmp(header(con, "Transfer-Encoding"), "") != 0 ||
-           strtoull(header(con, "Content-Length"), NULL, 10) > 0;
-}
 
 static enum MHD_Result first_call(struct http *h, struct MHD_Connection *con, struct exchange *x,
                                   const char *url, const char *method, const char *version)
@@ -366,8 +120,8 @@ static enum MHD_Result first_call(struct http *h, struct MHD_Connection *con, st
     enter(h, c, PHASE_BODY);
     getnameinfo(MHD_get_connection_info(con, MHD_CONNECTION_INFO_CLIENT_ADDRESS)->client_addr,
                 sizeof(struct sockaddr_storage), x->peer, sizeof x->peer, NULL, 0, NI_NUMERICHOST);
-    if (judge(con, x, url, method, version, &f) != 0)
-        return refuse(con, x, &f, !x->framed || has_body(con));
+    if (http_judge(con, x, url, method, version, &f) != 0)
+        return refuse(con, x, &f, !x->framed || http_has_body(con));
     metric_add(&h->server->metrics, COUNT_REQUESTS, 1);
     return MHD_YES;
 }
@@ -415,7 +169,6 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *con, const c
 {
     struct http *h = arg;
     struct exchange *x = *state;
-    bool queued;
     if (!x)
         return MHD_NO;
     if (!x->method[0] && x->status == 0) {
@@ -434,7 +187,7 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *con, const c
         whole(h, con, x);
     if (x->gone)
         return MHD_NO;
-    return answer(con, x, x->status == 413, &queued);
+    return http_answer(con, x, x->status == 413);
 }
 
 /* The first that is heard of a request. The result is the state that on_request gets. */
@@ -607,6 +360,11 @@ void http_stop(struct http *h)
 {
     atomic_fetch_add(&h->stops, 1);
     http_wake(h);
+}
+
+void http_again(struct http *h)
+{
+    h->progress = true;
 }
 
 static bool idle(const struct http *h)

@@ -1,9 +1,7 @@
 /* Reasoning by a key that comes back with a conversation. In conversations with tools the model is
- * to see
- * its earlier reasoning again, and its tokens are in the cache; most clients send back calls and
- * content
- * only. The ids of calls are ours and random, so that a call's id finds the reasoning that led to
- * it. */
+ * to see its earlier reasoning again, and its tokens are in the cache; most clients send back calls
+ * and content only. The ids of calls are ours and random, so that a call's id finds the reasoning
+ * that led to it. */
 #include "turn.h"
 
 #include <stdlib.h>

@@ -2,8 +2,7 @@
  * snapshots in a directory.
  *
  * Prompts are compared as text: what a model generated is often not what encoding its text would
- * give, and a
- * conversation that comes back as text must find the tokens it was computed with. */
+ * give, and a conversation that comes back as text must find the tokens it was computed with. */
 #include "server.h"
 
 #include <dirent.h>
@@ -15,8 +14,7 @@
 #include <unistd.h>
 
 /* LEAST: tokens worth taking over. DISK_GAIN: tokens that a snapshot must save beyond what memory
- * has.
- * SPARE: tokens of a kept sequence that may be lost when it is taken instead of forked. */
+ * has. SPARE: tokens of a kept sequence that may be lost when it is taken instead of forked. */
 enum { LEAST = 16, DISK_GAIN = 256, SPARE = 64, MAX_FILES = 4096 };
 static const double rest_seconds = 5; /* before a sequence is written to disk */
 static const char suffix[] = ".dsv4seq";

@@ -1,8 +1,6 @@
 /* The scheduler: one thread owns the engine and computes in steps. A step has one row of every
- * choice that
- * is generating and, beside them, a piece of the prompts that are being read, so that a new
- * request joins
- * at the next step and a long prompt holds up nobody for more than one piece.
+ * choice that is generating and, beside them, a piece of the prompts that are being read, so that a
+ * new request joins at the next step and a long prompt holds up nobody for more than one piece.
  *
  * Knows tokens and who asked; what they mean is the business of the jobs' functions. */
 #include "sched.h"

@@ -1,6 +1,5 @@
-/* sched.h - what the files of the scheduler share: sched.c (the thread and its steps),
- * sched_pick.c (whose
- * turn it is, how much of a prompt a step takes, what is told to others). */
+/* sched.h - what the files of the scheduler share: sched.c (the thread and its steps), sched_pick.c
+ * (whose turn it is, how much of a prompt a step takes, what is told to others). */
 #ifndef DSV4_SERVER_SCHED_H
 #define DSV4_SERVER_SCHED_H
 

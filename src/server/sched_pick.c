@@ -1,6 +1,5 @@
 /* Whose turn it is. Between clients: who was served least. Within a client: requests in the order
- * they
- * came, prompts the one that was read least (so that a short one is not behind a long one). */
+ * they came, prompts the one that was read least (so that a short one is not behind a long one). */
 #include "sched.h"
 
 #include <string.h>

@@ -1,6 +1,6 @@
 /* server.h - the server: HTTP in, answers of one engine out.
  *
- *   http.c, gate.c     connections (libmicrohttpd, one thread), what is let through
+ *   http*.c, gate.c    connections (libmicrohttpd, one thread), what is let through
  *   exchange.c         one request and its reply, shared by the threads that work on it
  *   route.c, work.c    which function answers which path; threads that decode requests
  *   api_*.c            protocols: translate bodies to turns and events to bodies, decide nothing
@@ -9,8 +9,7 @@
  *   backend.c          the engine as the scheduler sees it
  *
  * Threads: one for HTTP, one that owns the engine (scheduler), a few that decode requests. What
- * they
- * share is named where it is declared; everything else belongs to one of them. */
+ * they share is named where it is declared; everything else belongs to one of them. */
 #ifndef DSV4_SERVER_H
 #define DSV4_SERVER_H
 
@@ -90,8 +89,7 @@ void metrics_write(struct metrics *m, struct out *o);
 
 /* ------------------------------------------------------------------ the engine (backend.c)
  * What the scheduler needs of an engine; tests bring a false one. Used by the scheduler's thread
- * alone.
- * Meanings are those of dsv4.h. */
+ * alone. Meanings are those of dsv4.h. */
 
 struct backend {
     void *self;
@@ -216,8 +214,8 @@ struct sched;
 int sched_open(struct sched **out, const struct backend *b, const struct sched_options *opt,
                struct metrics *m, dsv4_err *err);
 /* DSV4_FAILED: the queue is full (*retry: seconds to wait); DSV4_INTERRUPTED: no more jobs are
- * taken.
- * Takes the job in any case: after a failure it is freed and none of its functions is called. */
+ * taken. Takes the job in any case: after a failure it is freed and none of its functions is
+ * called. */
 int sched_submit(struct sched *s, struct job *j, unsigned *retry, dsv4_err *err);
 void sched_info(struct sched *s, struct sched_info *info, struct slot_info *slots, size_t n);
 /* No new jobs; true when all are done. */
@@ -237,8 +235,7 @@ void prefix_close(struct prefix_store *p);
 
 /* A sequence that begins like the job's prompt, the rest of which is *rest (malloc'ed, at least one
  * token). live[]: sequences in use, which can only be forked. *seq is NULL when there is none.
- * Never
- * fails: what goes wrong is a miss. */
+ * Never fails: what goes wrong is a miss. */
 void prefix_take(struct prefix_store *p, const struct job *j, dsv4_seq *const *live,
                  const uint64_t *scope, size_t n_live, dsv4_seq **seq, size_t *cached,
                  int32_t **rest, size_t *n_rest);
@@ -251,10 +248,8 @@ bool prefix_idle(struct prefix_store *p);
 void prefix_info(const struct prefix_store *p, struct sched_info *info);
 
 /* How many of ids[0..n) begin the prompt, as text where the job has it: generated tokens need not
- * be
- * the ones that encoding their text gives, and are kept. *from: how many tokens of job.prompt they
- * stand
- * for. The cut is at a control span, or both sides have the same ids. */
+ * be the ones that encoding their text gives, and are kept. *from: how many tokens of job.prompt
+ * they stand for. The cut is at a control span, or both sides have the same ids. */
 size_t prefix_match(const struct backend *b, const struct job *j, const int32_t *ids, size_t n,
                     size_t *from);
 
@@ -413,8 +408,7 @@ struct server {
 };
 
 /* A server over an engine, listening but not yet serving. The engine and the options must outlive
- * it;
- * server_close() leaves the engine open. */
+ * it; server_close() leaves the engine open. */
 int server_open(struct server **out, dsv4_engine *e, size_t batch, const struct server_options *opt,
                 dsv4_err *err);
 /* Serves until server_stop() has been called; then lets requests finish. Called again, or with a

@@ -1,6 +1,5 @@
 /* A request for text: its prompts become jobs, the jobs' tokens answers, and the answers what the
- * protocol
- * makes of them. */
+ * protocol makes of them. */
 #include "turn.h"
 
 #include <math.h>

@@ -134,8 +134,7 @@ void answer_end(struct answer *a, enum ended why);
 struct turn;
 
 /* How a protocol writes. All are called with the turn's lock held, on the scheduler's thread or
- * (begin)
- * on the submitter's. They put text into t->out, which is sent when they return. */
+ * (begin) on the submitter's. They put text into t->out, which is sent when they return. */
 struct shape {
     void (*begin)(struct turn *t);                                         /* of a stream */
     void (*piece)(struct turn *t, unsigned choice, const struct piece *p); /* of a stream */

@@ -1,6 +1,5 @@
 /* Threads that decode requests: JSON, prompts, token ids, grammars. A queue with a bound between
- * HTTP's
- * thread, which must not wait, and them. */
+ * HTTP's thread, which must not wait, and them. */
 #include "server.h"
 
 #include <stdlib.h>
