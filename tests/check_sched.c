@@ -549,6 +549,58 @@ START_TEST(test_prefix_bound)
 }
 END_TEST
 
+/* A job whose prompt is `same` tokens that all have, then others. */
+static struct job *branch_job(struct watch *w, size_t same, size_t n, int other, size_t max_tokens)
+{
+    struct job *j = new_job(w, n, 3, max_tokens);
+    for (size_t i = same; i < n; i++)
+        j->prompt[i] = (int32_t)((i * i + (size_t)other) % VOCAB);
+    return j;
+}
+
+/* On an engine that can be left only at marks: a prompt whose answer is not in the next one is left before
+ * its tail, one whose instructions are shared behind them, and what two had in common is marked for the
+ * third. */
+START_TEST(test_marks)
+{
+    static struct watch w[6];
+    struct sched *s = open_sched(2, 8, 1 << 20, &metrics);
+    fake.rewind = 64;
+    for (int i = 0; i < 6; i++)
+        watch_init(&w[i]);
+    struct job *j = new_job(&w[0], 1000, 3, 200);
+    j->tail = 2;
+    submit(s, j);
+    wait_finished(&w[0]);
+    j = branch_job(&w[1], 998, 1300, 5, 1);
+    j->tail = 2;
+    submit(s, j);
+    wait_finished(&w[1]);
+    ck_assert_uint_eq(w[1].cached, 998);
+    submit(s, branch_job(&w[2], 600, 1200, 6, 1)); /* nobody marked 600 */
+    wait_finished(&w[2]);
+    ck_assert_uint_eq(w[2].cached, 0);
+    submit(s, branch_job(&w[3], 600, 900, 7, 1)); /* the one before did */
+    wait_finished(&w[3]);
+    ck_assert_uint_eq(w[3].cached, 600);
+    j = branch_job(&w[4], 0, 1500, 11, 1);
+    j->head = 400;
+    submit(s, j);
+    wait_finished(&w[4]);
+    ck_assert_uint_eq(w[4].cached, 0);
+    size_t rows = fake.rows;
+    j = branch_job(&w[5], 0, 1500, 11, 1);
+    for (size_t i = 400; i < 1500; i++)
+        j->prompt[i] = (int32_t)(i % 7);
+    submit(s, j);
+    wait_finished(&w[5]);
+    ck_assert_uint_eq(w[5].cached, 400);
+    ck_assert_uint_eq(fake.rows - rows, 1100);
+    sched_close(s);
+    ck_assert_uint_eq(fake.open, 0);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("scheduler");
@@ -571,6 +623,7 @@ int main(void)
     tcase_add_test(prefix, test_prefix_of_live);
     tcase_add_test(prefix, test_prefix_of_cancelled);
     tcase_add_test(prefix, test_prefix_bound);
+    tcase_add_test(prefix, test_marks);
     suite_add_tcase(s, sched);
     suite_add_tcase(s, prefix);
     return run_suite(s);

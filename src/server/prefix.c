@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 /* LEAST: tokens worth taking over. DISK_GAIN: tokens that a snapshot must save beyond what memory
@@ -311,6 +312,7 @@ struct found {
     size_t i;
     size_t match, from; /* ids[0..match) stand for prompt[0..from) */
     size_t use;         /* of them can be taken over */
+    size_t common; /* tokens of the prompt that some sequence has, if only it could be left there */
 };
 
 /* At least one token has to be computed: its logits are wanted. */
@@ -325,6 +327,7 @@ static void consider(struct prefix_store *p, const struct job *j, const dsv4_seq
     size_t n;
     const int32_t *ids = p->b->tokens(p->b->self, s, &n);
     f.match = prefix_match(p->b, j, ids, n, &f.from);
+    f.common = best->common = f.from > best->common ? f.from : best->common;
     if (f.match < LEAST || f.match <= best->use)
         return;
     bool fork = f.where == LIVE || n - f.match > SPARE;
@@ -338,7 +341,7 @@ static void consider_files(struct prefix_store *p, const struct job *j, struct f
     if (!p->b->load || j->scope != 0)
         return;
     for (size_t i = 0; i < p->n_files; i++) {
-        struct found f = {.where = ON_DISK, .i = i};
+        struct found f = {.where = ON_DISK, .i = i, .common = best->common};
         f.match = prefix_match(p->b, j, p->file[i].ids, p->file[i].n, &f.from);
         f.use = usable(j, f.match, f.from);
         if (f.use > best->use + DISK_GAIN)
@@ -396,15 +399,38 @@ static dsv4_seq *take_entry(struct prefix_store *p, const struct found *f)
     return cut(p, s, f->use, &err);
 }
 
+/* The tokens behind the cut as they were computed, then what is new. */
+static bool join_rest(const struct prefix_store *p, const struct job *j, const struct found *best,
+                      const int32_t *ids, struct taken *out)
+{
+    dsv4_err err;
+    size_t n_new = j->n_prompt - best->from;
+    if (best->match + n_new >= p->b->ctx ||
+        mem_alloc(&out->rest, best->match + n_new, sizeof *out->rest, "a prompt", &err) != 0)
+        return false;
+    memcpy(out->rest, ids, best->match * sizeof *ids);
+    memcpy(out->rest + best->match, j->prompt + best->from, n_new * sizeof *ids);
+    out->n_rest = best->match + n_new;
+    return true;
+}
+
+/* The `cached` tokens are there; the others have to be computed. */
+static void settle(struct taken *out, const struct found *best)
+{
+    out->cached = best->use;
+    out->fork = best->match - best->use;
+    out->shift = (ptrdiff_t)out->fork - (ptrdiff_t)best->from;
+    out->n_rest -= best->use;
+    memmove(out->rest, out->rest + best->use, out->n_rest * sizeof *out->rest);
+}
+
 void prefix_take(struct prefix_store *p, const struct job *j, dsv4_seq *const *live,
-                 const uint64_t *scope, size_t n_live, dsv4_seq **seq, size_t *cached,
-                 int32_t **rest, size_t *n_rest)
+                 const uint64_t *scope, size_t n_live, struct taken *out)
 {
     struct found best = {.where = NOWHERE};
     dsv4_err err;
     size_t n;
-    *seq = NULL;
-    *rest = NULL;
+    *out = (struct taken){.seq = NULL};
     for (size_t i = 0; i < p->n; i++)
         if (p->entry[i].scope == j->scope)
             consider(p, j, p->entry[i].seq, (struct found){.where = STORED, .i = i}, &best);
@@ -413,37 +439,54 @@ void prefix_take(struct prefix_store *p, const struct job *j, dsv4_seq *const *l
             consider(p, j, live[i], (struct found){.where = LIVE, .i = i}, &best);
     consider_files(p, j, &best);
     metric_add(p->metrics, best.where == NOWHERE ? COUNT_CACHE_MISSES : COUNT_CACHE_HITS, 1);
+    out->fork = best.common;
     if (best.where == NOWHERE)
         return;
-    /* the tokens behind the cut, as they were computed, then what is new */
-    const int32_t *ids =
-        best.where == ON_DISK
-            ? p->file[best.i].ids
-            : p->b->tokens(p->b->self, best.where == LIVE ? live[best.i] : p->entry[best.i].seq,
-                           &n);
-    size_t keep = best.match, total = keep + j->n_prompt - best.from;
-    int32_t *all;
-    if (total >= p->b->ctx || mem_alloc(&all, total, sizeof *all, "a prompt", &err) != 0)
+    const dsv4_seq *s = best.where == LIVE     ? live[best.i]
+                        : best.where == STORED ? p->entry[best.i].seq
+                                               : NULL;
+    const int32_t *ids = s ? p->b->tokens(p->b->self, s, &n) : p->file[best.i].ids;
+    if (!join_rest(p, j, &best, ids, out))
         return;
-    memcpy(all, ids, keep * sizeof *all);
-    memcpy(all + keep, j->prompt + best.from, (j->n_prompt - best.from) * sizeof *all);
-    if (best.where == LIVE) {
-        if (p->b->fork(p->b->self, seq, live[best.i], best.use, &err) != 0)
-            *seq = NULL;
+    if (best.where == ON_DISK)
+        out->seq = take_file(p, &best);
+    else if (best.where == STORED)
+        out->seq = take_entry(p, &best);
+    else if (p->b->fork(p->b->self, &out->seq, s, best.use, &err) != 0)
+        out->seq = NULL;
+    if (out->seq) {
+        settle(out, &best);
     } else {
-        *seq = best.where == ON_DISK ? take_file(p, &best) : take_entry(p, &best);
-    }
-    if (*seq) {
-        *cached = best.use;
-        *n_rest = total - best.use;
-        memmove(all, all + best.use, *n_rest * sizeof *all);
-        *rest = all;
-    } else {
-        free(all);
+        free(out->rest);
+        out->rest = NULL;
     }
 }
 
 /* ------------------------------------------------------------------ opening */
+
+enum kind { OTHER, SNAPSHOT, LEFTOVER };
+
+/* NAME.dsv4seq, and what a server that was killed left of writing one: NAME.dsv4seq.XXXXXX (file_aside). */
+static enum kind kind_of(const char *name)
+{
+    enum { ASIDE = 7 };
+    size_t len = strlen(name), n = sizeof suffix - 1;
+    if (len > n && strcmp(name + len - n, suffix) == 0)
+        return SNAPSHOT;
+    if (len > n + ASIDE && memcmp(name + len - n - ASIDE, suffix, n) == 0 &&
+        name[len - ASIDE] == '.')
+        return LEFTOVER;
+    return OTHER;
+}
+
+/* Unless it is being written now, by another server. */
+static void remove_leftover(const char *path)
+{
+    enum { OLD = 600 }; /* seconds */
+    struct stat st;
+    if (lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_mtime + OLD < time(NULL))
+        unlink(path);
+}
 
 static int read_directory(struct prefix_store *p, dsv4_err *err)
 {
@@ -454,13 +497,20 @@ static int read_directory(struct prefix_store *p, dsv4_err *err)
         return err_errno(err, DSV4_FAILED, p->opt.cache_dir, "open the directory");
     int rc = 0;
     for (struct dirent *e; rc == 0 && (e = readdir(d)) != NULL;) {
-        size_t len = strlen(e->d_name), n;
-        if (len <= sizeof suffix || strcmp(e->d_name + len - sizeof suffix + 1, suffix) != 0)
+        size_t n;
+        enum kind kind = kind_of(e->d_name);
+        if (kind == OTHER)
             continue;
         struct bytes path = {0};
         int32_t *ids;
         dsv4_err why;
         rc = bytes_printf(&path, err, "%s/%s", p->opt.cache_dir, e->d_name);
+        if (kind == LEFTOVER) {
+            if (rc == 0)
+                remove_leftover(path.data);
+            free(path.data);
+            continue;
+        }
         if (rc == 0 && p->b->peek(p->b->self, path.data, &ids, &n, &why) == 0) {
             rc = add_file(p, path.data, ids, n, err);
             continue;

@@ -186,6 +186,50 @@ static void discard_tracks(struct sched *s, struct run *r)
 
 /* ------------------------------------------------------------------ beginning */
 
+/* A place in rest that other prompts will leave it at; 0: none. */
+static void add_mark(struct run *r, size_t at)
+{
+    size_t last = r->n_marks ? r->mark[r->n_marks - 1] : 0;
+    if (at >= last + MARK_GAIN && at < r->n_rest)
+        r->mark[r->n_marks++] = at;
+}
+
+/* Marks: where this prompt left another one (a third will too), behind what many prompts share, and
+ * before its tail, which the next turn does not have. */
+static void plan_marks(struct sched *s, struct run *r, const struct taken *t)
+{
+    const struct job *j = r->job;
+    ptrdiff_t head = (ptrdiff_t)j->head + t->shift;
+    if (!s->b.mark || j->no_cache)
+        return;
+    add_mark(r, t->fork);
+    if (head > (ptrdiff_t)t->fork)
+        add_mark(r, (size_t)head);
+    if (j->tail > 0)
+        add_mark(r, r->n_rest - j->tail);
+}
+
+/* From a sequence that begins likewise, or from nothing. */
+static int begin_prompt(struct sched *s, struct run *r, dsv4_err *err)
+{
+    const struct job *j = r->job;
+    struct taken t = {.seq = NULL};
+    if (!j->no_cache)
+        prefix_take(s->store, j, s->live, s->live_scope, sched_live(s), &t);
+    r->seq = t.seq;
+    r->cached = t.cached;
+    r->rest = t.rest;
+    r->n_rest = t.n_rest;
+    if (!r->seq) {
+        r->n_rest = j->n_prompt;
+        TRY(mem_alloc(&r->rest, j->n_prompt, sizeof *r->rest, "a prompt", err));
+        TRY(s->b.open(s->b.self, &r->seq, err));
+        memcpy(r->rest, j->prompt, j->n_prompt * sizeof *r->rest);
+    }
+    plan_marks(s, r, &t);
+    return 0;
+}
+
 static int begin_run(struct sched *s, struct job *j, dsv4_err *err)
 {
     struct run *r;
@@ -193,19 +237,8 @@ static int begin_run(struct sched *s, struct job *j, dsv4_err *err)
     TRY(mem_alloc(&r, 1, sizeof *r, "a request", err));
     r->job = j;
     int rc = mem_alloc(&r->track, j->n_choices, sizeof *r->track, "a request", err);
-    if (rc == 0 && !j->no_cache)
-        prefix_take(s->store, j, s->live, s->live_scope, sched_live(s), &r->seq, &r->cached,
-                    &r->rest, &r->n_rest);
-    if (rc == 0 && !r->seq) {
-        r->cached = 0;
-        r->n_rest = j->n_prompt;
-        free(r->rest);
-        rc = mem_alloc(&r->rest, j->n_prompt, sizeof *r->rest, "a prompt", err);
-        if (rc == 0)
-            rc = s->b.open(s->b.self, &r->seq, err);
-        if (rc == 0)
-            memcpy(r->rest, j->prompt, j->n_prompt * sizeof *r->rest);
-    }
+    if (rc == 0)
+        rc = begin_prompt(s, r, err);
     if (rc != 0) {
         free(r->rest);
         free(r->track);
@@ -291,9 +324,8 @@ static void gather(struct sched *s)
     struct run *r;
     while (budget > 0 && (r = sched_next_prompt(s)) != NULL) {
         size_t left = r->n_rest - r->done, m = left < budget ? left : budget;
-        size_t tail = r->job->tail;
-        if (s->b.mark && m > left - tail && left > tail && left - tail >= LEAST_PROMPT)
-            m = left - tail; /* the next prompt leaves this one there */
+        if (r->next_mark < r->n_marks && m > r->mark[r->next_mark] - r->done)
+            m = r->mark[r->next_mark] - r->done;
         for (size_t i = 0; i < m; i++)
             s->rows[s->n_rows++] = (dsv4_row){r->seq, r->rest[r->done + i], i + 1 == left};
         r->taken = m;
@@ -353,11 +385,12 @@ static void distribute(struct sched *s, double now)
             if (j->ops->progress)
                 j->ops->progress(j->arg, r->cached, r->cached + r->done, r->stats.n_prompt,
                                  now - r->begun);
-            if (r->done < r->n_rest) {
-                if (s->b.mark && r->n_rest - r->done == j->tail)
-                    (void)s->b.mark(s->b.self, r->seq, &err); /* only costs time later */
-                continue;
+            if (r->next_mark < r->n_marks && r->done == r->mark[r->next_mark]) {
+                r->next_mark++;
+                (void)s->b.mark(s->b.self, r->seq, &err); /* without it only costs time later */
             }
+            if (r->done < r->n_rest)
+                continue;
             if (begin_tracks(s, r, l, now, &err) != 0) {
                 r->broken = true;
                 r->why = err;

@@ -5,8 +5,9 @@
 
 #include "server.h"
 
-/* LEAST_PROMPT: tokens of prompts that every step takes if there are any. */
-enum { MAX_SLOTS = 64, MAX_TOP = 100, LEAST_PROMPT = 16 };
+/* LEAST_PROMPT: tokens of prompts that every step takes if there are any. MARK_GAIN: tokens that a mark saves
+ * at least; it costs a step of its own and the memory of a window. */
+enum { MAX_SLOTS = 64, MAX_TOP = 100, LEAST_PROMPT = 16, MARK_GAIN = 256 };
 
 /* One choice of a run. */
 struct track {
@@ -26,8 +27,9 @@ struct run {
     dsv4_seq *seq; /* while the prompt is read; afterwards the tracks have it */
     int32_t *rest; /* of the prompt, behind the `cached` tokens taken over */
     size_t n_rest, done, cached;
-    size_t taken, order; /* rows in this step, and when they were taken */
-    struct track *track; /* [job->n_choices] */
+    size_t mark[3], n_marks, next_mark; /* of rest: ascending places that are returned to */
+    size_t taken, order;                /* rows in this step, and when they were taken */
+    struct track *track;                /* [job->n_choices] */
     unsigned n_live;
     double begun, first;
     bool broken;

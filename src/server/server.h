@@ -164,6 +164,7 @@ struct job {
     dsv4_bias *bias;   /* of sampling, malloc'ed */
     size_t max_tokens; /* 0: until the context is full */
     size_t n_top;
+    size_t head;   /* tokens that other prompts are likely to begin with: instructions, tools; 0 */
     size_t tail;   /* tokens at the prompt's end that a longer prompt may not have */
     bool no_cache; /* neither takes nor leaves anything */
     uint64_t client, scope;
@@ -233,12 +234,20 @@ int prefix_open(struct prefix_store **out, const struct backend *b, const struct
 /* Saves what is worth it. */
 void prefix_close(struct prefix_store *p);
 
-/* A sequence that begins like the job's prompt, the rest of which is *rest (malloc'ed, at least one
- * token). live[]: sequences in use, which can only be forked. *seq is NULL when there is none.
- * Never fails: what goes wrong is a miss. */
+/* What was found for a job's prompt. */
+struct taken {
+    dsv4_seq *seq; /* NULL: nothing */
+    size_t cached; /* its tokens */
+    int32_t *rest; /* malloc'ed, at least one: what is left to compute */
+    size_t n_rest;
+    size_t fork;     /* of rest (without seq: of the prompt): where it leaves the other sequence */
+    ptrdiff_t shift; /* rest[i + shift] is prompt[i], behind the fork */
+};
+
+/* A sequence that begins like the job's prompt. live[]: sequences in use, which can only be forked. Never
+ * fails: what goes wrong is a miss. */
 void prefix_take(struct prefix_store *p, const struct job *j, dsv4_seq *const *live,
-                 const uint64_t *scope, size_t n_live, dsv4_seq **seq, size_t *cached,
-                 int32_t **rest, size_t *n_rest);
+                 const uint64_t *scope, size_t n_live, struct taken *out);
 /* Takes the sequence over, or closes it. */
 void prefix_give(struct prefix_store *p, dsv4_seq *s, uint64_t scope);
 /* Frees the least recently used one; false: there is none. */

@@ -292,6 +292,10 @@ int turn_chat(struct turn *t, json_t *chat, const struct turn_sampling *s, struc
         } else {
             rc = fail_err(f, &err);
         }
+        /* the first message of a person; text cannot give this token */
+        int32_t user = dsv4_token_find(t->x->server->tok, "<｜User｜>");
+        while (j->head < j->n_prompt && j->prompt[j->head] != user)
+            j->head++;
         /* what follows the last message is written otherwise in the next turn's prompt */
         j->tail = 2;
     }

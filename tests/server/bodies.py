@@ -1,0 +1,117 @@
+"""Bodies that are not what they should be, and texts that must stay texts."""
+
+import json
+
+from server.common import OTHER_TOOL, Server, TOOL, chat, eq, parse, test
+
+
+@test
+def bad_json(s):
+    bad = [b"", b"{", b"[]", b"null", b'"x"', b"{}x", b'{"a":1,"a":2}', b"\xff\xfe", b'{"messages":"\xc3"}',
+           b"[" * 100000, b'{"a":' * 50000, b'{"messages": NaN}', b'{"n": 1e999}', b"{'a': 1}",
+           b'{"messages":[{"role":"user","content":"\\ud800"}]}']
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
+                 "/tokenize", "/detokenize", "/v1/messages/count_tokens"):
+        for body in bad:
+            status, _, v = s.post(path, body)
+            eq(status, 400)
+            assert v["error"]["message"] and v["error"]["type"] == "invalid_request_error", v
+            assert "/work" not in json.dumps(v)
+
+
+@test
+def wrong_types(s):
+    """Every parameter with every wrong type, and numbers out of range."""
+    values = [None, True, -1, 0, 1.5, 1e300, 2 ** 63 - 1, -2 ** 63, "x", "", [], [1], {}, {"a": 1}, [[]],
+              "\u0000"]
+    names = ["model", "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format",
+             "grammar", "temperature", "top_p", "top_k", "min_p", "frequency_penalty",
+             "presence_penalty", "repetition_penalty", "seed", "stop", "max_tokens",
+             "max_completion_tokens", "n", "logprobs", "top_logprobs", "logit_bias", "stream",
+             "stream_options", "reasoning_effort", "thinking", "user", "metadata", "store",
+             "service_tier", "functions", "modalities", "timeout", "reasoning", "verbosity"]
+    for name in names:
+        for v in values:
+            body = {**chat(max_tokens=1), name: v}
+            if name in ("max_completion_tokens",):
+                body.pop("max_tokens")
+            if v is True and name == "stream":
+                continue
+            status, _, r = s.post("/v1/chat/completions", body)
+            assert status in (200, 400, 404), (name, v, status, r)
+            if status == 400:
+                assert r["error"]["param"] is None or isinstance(r["error"]["param"], str)
+    for extra in ({"stop": ["x"] * 10000}, {"n": 1000}, {"max_tokens": -1}, {"max_tokens": 0},
+                  {"temperature": 2.1}, {"top_p": 0}, {"logit_bias": {"5000": 1}},
+                  {"logit_bias": {"a": 1}}, {"logit_bias": {"1": 1000}}, {"stop": [""]},
+                  {"stop": [1]}, {"stop": "x" * 5000}, {"top_logprobs": 3}, {"unknown": 1},
+                  {"stream_options": {"include_usage": True}}, {"store": True},
+                  {"tool_choice": "required"}, {"tools": [{}]}, {"tools": [TOOL, TOOL]},
+                  {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}},
+                  {"response_format": {"type": "xml"}}, {"response_format": {"type": "json_object"}},
+                  {"response_format": {"type": "json_schema"}}, {"grammar": "root ::= ("},
+                  {"reasoning_effort": "enormous"}, {"thinking": {"type": "perhaps"}},
+                  {"thinking": {"type": "enabled", "budget_tokens": -4}}):
+        status, _, r = s.post("/v1/chat/completions", {**chat(max_tokens=1), **extra})
+        assert status == 400, (extra, status, r)
+        assert r["error"]["message"], r
+
+
+@test
+def bad_messages(s):
+    bad = [[], "x", [1], [{}], [{"role": "robot", "content": "x"}], [{"role": "user"}],
+           [{"role": "user", "content": 5}], [{"role": "user", "content": [{"type": "image_url",
+             "image_url": {"url": "http://127.0.0.1:1/x.png"}}]}],
+           [{"role": "user", "content": [{"type": "input_audio"}]}],
+           [{"role": "tool", "tool_call_id": "x", "content": "y"}],
+           [{"role": "assistant", "content": None}], [{"role": "user", "content": "x", "odd": 1}],
+           [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [
+               {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}]]
+    for m in bad:
+        status, _, r = s.post("/v1/chat/completions", {"messages": m, "max_tokens": 1})
+        assert status == 400, (m, status, r)
+    for m in bad[:7]:
+        status, _, r = s.post("/v1/messages", {"messages": m, "max_tokens": 1})
+        assert status == 400 and r["type"] == "error", (m, status, r)
+    for v in ({"input": []}, {"input": [{"type": "odd"}]}, {"input": "x", "previous_response_id": "r"},
+              {}, {"input": "x", "tools": [{"type": "web_search"}]}, {"input": "x", "background": True}):
+        status, _, r = s.post("/v1/responses", v)
+        assert status == 400, (v, status, r)
+
+
+@test
+def size_limits(_):
+    s = Server("--max-body", "100K", "--max-messages", "5", "--max-tools", "1", "--max-choices", "2")
+    try:
+        eq(s.post("/tokenize", {"content": "x" * 200000})[0], 413)
+        chunked = (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                   b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" +
+                   b"10000\r\n" + b"x" * 65536 + b"\r\n" + b"10000\r\n" + b"x" * 65536 + b"\r\n0\r\n\r\n")
+        eq(parse(s.raw(chunked))[0], 413)
+        m = [{"role": "user", "content": "x"}] * 6
+        eq(s.post("/v1/chat/completions", {"messages": m})[0], 400)
+        eq(s.post("/v1/chat/completions", chat(tools=[TOOL, OTHER_TOOL]))[0], 400)
+        eq(s.post("/v1/chat/completions", chat(n=3))[0], 400)
+        eq(s.request("GET", "/health", headers={"X-Long": "x" * 100000})[0] in (0, 413, 431), True)
+        status, _, r = s.post("/v1/completions", {"prompt": [5] * 17000})
+        eq((status, r["error"]["code"]), (400, "context_length_exceeded"))
+        status, _, r = s.post("/v1/completions", {"prompt": [5] * 16384})
+        eq(status, 400)
+        eq(s.get("/health")[0], 200)
+    finally:
+        eq(s.stop(), 0)
+
+
+@test
+def markers_are_text(s):
+    """No text of a user becomes a control token."""
+    tok = json.load(open("models/nano/tokenizer.json"))
+    added = {a["content"]: a["id"] for a in tok["added_tokens"]}
+    for name, i in added.items():
+        _, _, r = s.post("/tokenize", {"content": "a%sb" % name})
+        assert i not in r["tokens"], name
+        if name == "<｜deepseek_image｜>":
+            continue  # stands for an image: refused as text
+        one = s.post("/tokenize", {"messages": [{"role": "user", "content": "a%sb" % name}]})[2]
+        plain = s.post("/tokenize", {"messages": [{"role": "user", "content": "ab"}]})[2]
+        eq(one["tokens"].count(i), plain["tokens"].count(i))
