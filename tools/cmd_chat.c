@@ -1,5 +1,5 @@
 /* ask: one answer. chat: a conversation at a prompt, with /commands. */
-#include "tools.h"
+#include "repo.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -90,12 +90,15 @@ static int blank(const struct bytes *b)
     return 1;
 }
 
-static int ask(struct program *p, const struct bytes *prompt, dsv4_err *err)
+/* repo->dir NULL: no folder was given. */
+static int ask(struct program *p, struct repo *repo, struct bytes *prompt, dsv4_err *err)
 {
     struct talk t;
     struct answer a = {0};
     TRY(talk_open(&t, p, err));
-    int rc = talk_add_user(&t, prompt->data, prompt->len, err);
+    int rc = repo->dir ? repo_in_front(repo, p, t.model.engine, prompt, err) : 0;
+    if (rc == 0)
+        rc = talk_add_user(&t, prompt->data, prompt->len, err);
     if (rc == 0)
         rc = talk_check(&t, err);
     if (rc == 0) {
@@ -122,8 +125,12 @@ int cmd_ask(struct program *p, dsv4_err *err)
     int rc = ask_prompt(p, &prompt, err);
     if (rc == 0 && blank(&prompt))
         rc = err_set(err, DSV4_USAGE, "the prompt is empty");
+    struct repo repo = {0};
+    if (rc == 0 && p->a.repo)
+        rc = repo_scan(&repo, p->a.repo, err);
     if (rc == 0)
-        rc = ask(p, &prompt, err);
+        rc = ask(p, &repo, &prompt, err);
+    repo_close(&repo);
     free(prompt.data);
     return rc;
 }
@@ -208,6 +215,26 @@ static int do_file(struct chat *c, const char *arg, dsv4_err *err)
         c->pending.len = before;
         return rc;
     }
+    tell(c, "in front of the next message");
+    return 0;
+}
+
+/* The folder as it is now, in front of what waits for the next message already. */
+static int add_repo(struct chat *c, const char *dir, dsv4_err *err)
+{
+    struct repo r;
+    int rc = repo_scan(&r, dir, err);
+    if (rc == 0)
+        rc = repo_in_front(&r, c->p, c->talk.model.engine, &c->pending, err);
+    repo_close(&r);
+    return rc;
+}
+
+static int do_repo(struct chat *c, const char *arg, dsv4_err *err)
+{
+    if (!*arg)
+        return err_set(err, DSV4_USAGE, "/repo DIR: which folder?");
+    TRY(add_repo(c, arg, err));
     tell(c, "in front of the next message");
     return 0;
 }
@@ -305,8 +332,9 @@ static const struct {
     const char *name;
     int (*run)(struct chat *c, const char *arg, dsv4_err *err);
 } chat_commands[] = {{"help", do_help},   {"clear", do_clear}, {"system", do_system},
-                     {"think", do_think}, {"file", do_file},   {"save", do_save},
-                     {"load", do_load},   {"quit", do_quit},   {"exit", do_quit}};
+                     {"think", do_think}, {"file", do_file},   {"repo", do_repo},
+                     {"save", do_save},   {"load", do_load},   {"quit", do_quit},
+                     {"exit", do_quit}};
 
 /* "/word rest" */
 static int command(struct chat *c, const char *line, dsv4_err *err)
@@ -523,7 +551,9 @@ int cmd_chat(struct program *p, dsv4_err *err)
         free(c.pending.data);
         return rc;
     }
-    if ((rc = line_open(&c.lines, c.interactive, err)) == 0) {
+    if (p->a.repo)
+        rc = add_repo(&c, p->a.repo, err);
+    if (rc == 0 && (rc = line_open(&c.lines, c.interactive, err)) == 0) {
         greet(p, &c.talk.model, true);
         rc = session_begin(&c, err);
         if (rc == 0) {

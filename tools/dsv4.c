@@ -8,9 +8,9 @@
 
 /* ORDER enum command */
 static int (*const run_command[N_COMMANDS])(struct program *p, dsv4_err *err) = {
-    cmd_ask,   cmd_chat,    cmd_run,        cmd_tokenize,   cmd_detokenize,
-    cmd_info,  cmd_plan,    cmd_topology,   cmd_perplexity, cmd_logits,
-    cmd_debug, cmd_version, cmd_completion, cmd_help};
+    cmd_ask,    cmd_chat,  cmd_run,     cmd_tokenize,   cmd_detokenize,
+    cmd_repo,   cmd_info,  cmd_plan,    cmd_topology,   cmd_perplexity,
+    cmd_logits, cmd_debug, cmd_version, cmd_completion, cmd_help};
 
 /* Takes the command's name out of argv; without one the default command gets all words. */
 static void find_command(struct program *p, int *argc, char **argv)

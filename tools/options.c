@@ -22,12 +22,12 @@ static const char other_group[] = "Other";
 /* ORDER: rows of one group stand together */
 static const struct opt rows[] = {
     {model_group, 'm', "model", OPT_TEXT, "DIR", 0, 0,
-     LOADS | TOKENS | C(PLAN) | C(INFO) | C(TOPOLOGY), AT(model), "DSV4_MODEL",
+     LOADS | TOKENS | C(REPO) | C(PLAN) | C(INFO) | C(TOPOLOGY), AT(model), "DSV4_MODEL",
      "$DSV4_MODEL, else the embedded model",
      "the model: a directory with config.json, tokenizer.json and safetensors files"},
     {model_group, 0, "tokenizer", OPT_TEXT, "FILE", 0, 0, TOKENS, AT(tokenizer), NULL,
      "the model's tokenizer.json", "read this tokenizer instead"},
-    {model_group, 0, "ctx", OPT_U32, "N", 1, UINT32_MAX, LOADS | C(PLAN), AT(ctx), NULL,
+    {model_group, 0, "ctx", OPT_U32, "N", 1, UINT32_MAX, LOADS | C(REPO) | C(PLAN), AT(ctx), NULL,
      "the model's maximum, less if memory does not allow that", "tokens of context"},
     {model_group, 't', "threads", OPT_U32, "N", 1, 4096, LOADS | C(PLAN) | C(TOPOLOGY), AT(threads),
      "DSV4_THREADS", "$DSV4_THREADS, else one for each core",
@@ -48,8 +48,9 @@ static const struct opt rows[] = {
      "2048 for chat",
      "tokens that can be taken back cheaply: the reasoning of a turn is, when the next one begins; "
      "if it was longer, the conversation is computed again"},
-    {model_group, 0, "max-memory", OPT_BYTES, "BYTES", 0, 0, LOADS | C(PLAN), AT(max_memory), NULL,
-     "what the machine has free", "plan with so much memory (512M, 24G, ...)"},
+    {model_group, 0, "max-memory", OPT_BYTES, "BYTES", 0, 0, LOADS | C(REPO) | C(PLAN),
+     AT(max_memory), NULL, "what the machine has free",
+     "plan with so much memory (512M, 24G, ...)"},
     {model_group, 0, "paged", OPT_FLAG, NULL, 0, 0, LOADS | C(PLAN), AT(paged), NULL, NULL,
      "accept weights larger than memory: they are read from disk again and again"},
     {model_group, 0, "cache-quant", OPT_CHOICE, "on|off", 0, 0, LOADS | C(PLAN), AT(cache_quant),
@@ -71,6 +72,12 @@ static const struct opt rows[] = {
      "print the reasoning on standard error, dim"},
     {talk_group, 'f', "file", OPT_LIST, "FILE", 0, 0, TALKS, AT(files), NULL, NULL,
      "put this text file in front of the (first) message; may be repeated; - is standard input"},
+    {talk_group, 0, "repo", OPT_TEXT, "DIR", 0, 0, TALKS, AT(repo), NULL, NULL,
+     "put the text files of this folder in front of the (first) message, without what its "
+     ".gitignore files name; what is sent is told on standard error"},
+    {talk_group, 0, "repo-budget", OPT_U32, "TOKENS", 1, UINT32_MAX, TALKS | C(REPO),
+     AT(repo_budget), NULL, "three quarters of the context",
+     "tokens that these files may have: the largest files stay out"},
     {talk_group, 0, "tools", OPT_TEXT, "FILE", 0, 0, TALKS, AT(tools), NULL, NULL,
      "a JSON list of tools the model may call; calls are printed, never executed"},
     {talk_group, 0, "session", OPT_TEXT, "FILE", 0, 0, C(CHAT), AT(session), NULL, NULL,
@@ -139,11 +146,11 @@ static const struct opt rows[] = {
     {io_group, 0, "events", OPT_FLAG, NULL, 0, 0, C(DEBUG), AT(events), NULL, NULL,
      "parse: also tell what came out after each piece"},
     {io_group, 0, "json", OPT_FLAG, NULL, 0, 0,
-     SAMPLES | C(TOKENIZE) | C(INFO) | C(PLAN) | C(TOPOLOGY) | C(PERPLEXITY) | C(VERSION), AT(json),
-     NULL, NULL, "JSON on standard output, for programs"},
+     SAMPLES | C(TOKENIZE) | C(REPO) | C(INFO) | C(PLAN) | C(TOPOLOGY) | C(PERPLEXITY) | C(VERSION),
+     AT(json), NULL, NULL, "JSON on standard output, for programs"},
     {io_group, 0, "stats", OPT_FLAG, NULL, 0, 0, SAMPLES | C(PERPLEXITY) | C(LOGITS), AT(stats),
      NULL, "on a terminal", "speed and memory on standard error"},
-    {io_group, 'q', "quiet", OPT_FLAG, NULL, 0, 0, LOADS, AT(quiet), NULL, NULL,
+    {io_group, 'q', "quiet", OPT_FLAG, NULL, 0, 0, LOADS | C(REPO), AT(quiet), NULL, NULL,
      "nothing on standard error but errors"},
 
     {other_group, 0, "man", OPT_FLAG, NULL, 0, 0, C(HELP), AT(man), NULL, NULL,
@@ -160,6 +167,8 @@ static const char *const ask_examples[] = {
     "a real model, with reasoning that is not printed",
     "dsv4 -f src/main.c \"What does this program do?\" >answer.txt",
     "about a file; standard output holds the answer alone",
+    "dsv4 --repo . \"In which file are the options parsed?\"",
+    "about a whole folder",
     "git diff | dsv4 -f - \"Write a commit message.\"",
     "about standard input",
     NULL};
@@ -176,6 +185,9 @@ static const char *const tokenize_examples[] = {
     "every token with its text", NULL};
 static const char *const detokenize_examples[] = {"dsv4 tokenize \"Hello\" | dsv4 detokenize",
                                                   "there and back", NULL};
+static const char *const repo_examples[] = {
+    "dsv4 repo ~/src/project >/dev/null", "what --repo would send, with its tokens",
+    "dsv4 repo --json . | jq .left_out", "what it would not send, and why", NULL};
 static const char *const info_examples[] = {"dsv4 info ~/models/DeepSeek-V4-Flash",
                                             "the model's data sheet", NULL};
 static const char *const plan_examples[] = {
@@ -221,6 +233,7 @@ static const struct opt_command commands[] = {
      "  /system TEXT     set the system message (nothing: remove it)\n"
      "  /think MODE      off, on, low, high, max, 1 to 100\n"
      "  /file PATH       put a text file into the next message\n"
+     "  /repo DIR        put the files of a folder into the next message\n"
      "  /save FILE       write the conversation\n"
      "  /load FILE       go on with a written one\n"
      "  /quit            end",
@@ -235,6 +248,14 @@ static const struct opt_command commands[] = {
      tokenize_examples, 0, -1},
     {"detokenize", "[ID...]", "token ids to text",
      "Writes the text of ids, exactly. Without ids: standard input.", detokenize_examples, 0, -1},
+    {"repo", "DIR [QUESTION...]", "the prompt that --repo makes of a folder",
+     "Writes the text of the message that dsv4 --repo DIR QUESTION would send, and on standard "
+     "error what is in it. Files come in the order of their names, the question behind them, so "
+     "that another question about the same folder begins alike. Left out are: what .gitignore "
+     "files name, .git, .hg, .svn, node_modules, __pycache__ and .venv, links, binaries, files "
+     "that are not UTF-8 or larger than 4 MiB. Over the budget the largest files stay out. Only "
+     "the tokenizer is loaded.",
+     repo_examples, 1, -1},
     {"info", "[DIR]", "a model's data sheet",
      "Family, sizes, active parameters, cache sizes and formats of a model, without loading it.",
      info_examples, 0, 1},

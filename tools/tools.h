@@ -20,7 +20,8 @@ struct args {
     uint64_t max_memory;
     bool exact, paged;
     /* conversation */
-    const char *system, *think, *tools, *session;
+    const char *system, *think, *tools, *session, *repo;
+    uint32_t repo_budget;
     bool show_thinking;
     struct opt_list files;
     /* sampling; NAN and -1: the model's own default */
@@ -41,6 +42,7 @@ enum command {
     CMD_RUN,
     CMD_TOKENIZE,
     CMD_DETOKENIZE,
+    CMD_REPO,
     CMD_INFO,
     CMD_PLAN,
     CMD_TOPOLOGY,
@@ -153,6 +155,7 @@ int cmd_logits(struct program *p, dsv4_err *err);
 int cmd_tokenize(struct program *p, dsv4_err *err);
 int cmd_detokenize(struct program *p, dsv4_err *err);
 int cmd_debug(struct program *p, dsv4_err *err);
+int cmd_repo(struct program *p, dsv4_err *err);
 int cmd_info(struct program *p, dsv4_err *err);
 int cmd_plan(struct program *p, dsv4_err *err);
 int cmd_topology(struct program *p, dsv4_err *err);

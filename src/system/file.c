@@ -94,13 +94,8 @@ void file_map_close(struct file_map *m)
     *m = (struct file_map){0};
 }
 
-int file_read(const char *path, size_t limit, char **data, size_t *len, dsv4_err *err)
+int file_read_fd(int fd, const char *shown, size_t limit, char **data, size_t *len, dsv4_err *err)
 {
-    bool std = strcmp(path, "-") == 0;
-    const char *shown = std ? "standard input" : path;
-    int fd = std ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
-    if (fd < 0)
-        return err_errno(err, DSV4_REFUSED, shown, "open");
     struct bytes b = {0};
     struct stat st;
     int rc = 0;
@@ -123,8 +118,6 @@ int file_read(const char *path, size_t limit, char **data, size_t *len, dsv4_err
         if (b.len > limit)
             rc = err_set(err, DSV4_REFUSED, "%s: more than %zu bytes", shown, limit);
     }
-    if (!std)
-        close(fd);
     if (rc == 0)
         rc = bytes_add(&b, "", 0, err);
     if (rc != 0) {
@@ -134,6 +127,18 @@ int file_read(const char *path, size_t limit, char **data, size_t *len, dsv4_err
     *data = b.data;
     *len = b.len;
     return 0;
+}
+
+int file_read(const char *path, size_t limit, char **data, size_t *len, dsv4_err *err)
+{
+    if (strcmp(path, "-") == 0)
+        return file_read_fd(STDIN_FILENO, "standard input", limit, data, len, err);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    if (fd < 0)
+        return err_errno(err, DSV4_REFUSED, path, "open");
+    int rc = file_read_fd(fd, path, limit, data, len, err);
+    close(fd);
+    return rc;
 }
 
 int file_write_all(int fd, const char *shown, const void *data, size_t len, dsv4_err *err)

@@ -96,6 +96,8 @@ void file_map_close(struct file_map *m);
 /* Reads a whole regular file (or stdin for "-") of at most `limit` bytes into malloc'ed memory with
  * a NUL behind it. */
 int file_read(const char *path, size_t limit, char **data, size_t *len, dsv4_err *err);
+/* The same from an open descriptor, which stays open; `shown` stands in messages. */
+int file_read_fd(int fd, const char *shown, size_t limit, char **data, size_t *len, dsv4_err *err);
 
 /* Writes path aside, syncs, renames: afterwards the old or the new content is there, never a
  * mixture. */
