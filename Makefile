@@ -195,10 +195,10 @@ $(B)/libtools.a: $(TOOL_OBJ) $(B)/link
 $(B)/libtests.a: $(TEST_OBJ) $(B)/link
 $(B)/libserver.a: $(SERVER_OBJ) $(B)/link
 
-# page/chat.js -> page_js, page_js_len
-$(B)/src/server/page/%.c: src/server/page/%
+# page/chat.js -> page_chat_js, page_chat_js_len
+$(B)/src/server/page/%.c: src/server/page/% Makefile
 	@mkdir -p $(@D)
-	@{ n=page_$(subst .,_,$(suffix $<)); n=page_$${n#page__}; \
+	@{ n=page_$(subst .,_,$(notdir $<)); \
 	    printf '\043include <stddef.h>\nextern const unsigned char %s[];\nextern const size_t %s_len;\n' $$n $$n; \
 	    printf 'const unsigned char %s[] = {\n' $$n; \
 	    od -An -v -tx1 $< | sed 's/ \([0-9a-f][0-9a-f]\)/0x\1,/g'; \

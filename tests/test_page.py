@@ -7,10 +7,13 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+
+import repo_folder
 
 PROGRAM, CHROMIUM, SHOTS = sys.argv[1:4]
 os.makedirs(SHOTS, exist_ok=True)
@@ -141,24 +144,48 @@ def run(b, url):
     yield "unfolds reasoning"
 
     folder = os.path.join(temp.name, "project")
-    os.makedirs(folder + "/skipped")
-    for name, text in ((".gitignore", "skipped/\n*.log\n"), ("a.py", "def add(a, b):\n    return a + b\n"),
-                       ("b.c", "int main(void) { return 0; }\n"), ("x.log", "noise\n"),
-                       ("skipped/c.py", "x = 1\n")):
-        open(os.path.join(folder, name), "w").write(text)
-    open(folder + "/d.bin", "wb").write(b"\0\1\2")
+    repo_folder.nasty(folder)
     b.files("pick-folder", [folder])
     b.wait("document.querySelectorAll('#files li').length > 0")
-    names = b.js("[...document.querySelectorAll('#files li')].map(e => e.textContent).join(' ')")
-    assert "a.py" in names and "b.c" in names, names
-    assert "x.log" not in names and "c.py" not in names and "d.bin" not in names, names
+    names = b.js("[...document.querySelectorAll('#files li:not(.out)')].map(e => e.textContent).join(' ')")
+    assert "z.py (" in names and "lib/key.c (" in names, names
+    assert "a.log" not in names and "gone.py" not in names and "binary.bin" not in names, names
+    out = b.js("[...document.querySelectorAll('#files li.out')].map(e => e.textContent).join(' ')")
+    assert "binary: binary.bin, late-nul.txt" in out and "larger than 4 MiB: huge.txt" in out and "not UTF-8: cut.txt, latin1.txt" in out, out
     b.shot("files")
-    b.type("In which file can I find add?")
+    b.set("set-max-tokens", 5)
+    b.type("In which file can I find key?")
     b.enter()
     b.wait(IDLE + " && document.querySelectorAll('.message.assistant').length === 3")
+    b.set("set-max-tokens", 0)
     sent = b.js("JSON.parse(localStorage.getItem('dsv4.chats'))[0].messages[4].content")
-    assert sent.count("[file content begin]") == 3 and sent.endswith("In which file can I find add?"), sent
-    yield "attaches a folder"
+    env = dict(os.environ, DSV4_THREADS="1")
+    env.pop("DSV4_MODEL", None)
+    want = subprocess.run([os.path.dirname(PROGRAM) + "/dsv4", "repo", "-q", folder, "In which file can I find key?"],
+                          check=True, env=env, stdout=subprocess.PIPE).stdout
+    assert sent.encode() == want, (sent, want)
+    yield "attaches a folder: the prompt of dsv4 --repo"
+
+    b.set("set-file-tokens", 400)
+    b.files("pick-folder", [folder])
+    b.wait("document.querySelectorAll('#files li').length > 0")
+    want = subprocess.run([os.path.dirname(PROGRAM) + "/dsv4", "repo", "-q", "--repo-budget", "400", folder],
+                          check=True, env=env, stdout=subprocess.PIPE).stdout
+    assert b.js("ready.then(() => Repo.prompt(attached))").encode() == want
+    b.js("[...document.querySelectorAll('#files button')].pop().click()")
+    b.wait("document.querySelectorAll('#files li').length === 0")
+    b.set("set-file-tokens", 0)
+    yield "keeps the same budget"
+
+    if shutil.which("git"):
+        path = os.path.join(temp.name, "random")
+        for files in repo_folder.cases(30, 2):
+            repo_folder.make(path, files)
+            got = b.js("Repo.list(Object.entries(%s).map(([path, text]) => ({path, file: new File([text], 'x')})))"
+                       ".then(l => l.entries.map(e => e.path))" % json.dumps(files))
+            want = sorted(p.decode() for p in repo_folder.git_list(path))
+            assert sorted(got) == want, (files, got, want)
+        yield "reads .gitignore as git does"
 
     b.js("document.getElementById('new').click()")
     b.set("set-temperature", 1)
@@ -230,9 +257,9 @@ def main():
             passed += 1
     except Exception as e:
         failed += 1
-        print("FAILED: the chat page after %d steps: %s" % (passed, e))
+        print("FAILED: the chat page after %d steps: %s: %s" % (passed, type(e).__name__, e))
         if b:
-            print("  ", b.complaints)
+            print("  ", b.complaints, b.js("document.getElementById('state').textContent"))
     finally:
         if b:
             b.p.kill()

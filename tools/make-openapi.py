@@ -46,6 +46,7 @@ ROUTES = [  # path, method, summary, file and table of its body, names that are 
     ("/openapi.json", "get", "This description", None, []),
     ("/", "get", "The chat page", None, []),
     ("/chat.js", "get", "Its program", None, []),
+    ("/repo.js", "get", "The part of it that makes prompts of folders", None, []),
     ("/chat.css", "get", "Its style", None, []),
 ]
 
@@ -100,7 +101,7 @@ def main():
         if "{model}" in path:
             op["parameters"] = [{"name": "model", "in": "path", "required": True,
                                  "schema": {"type": "string"}}]
-        if path in ("/", "/chat.js", "/chat.css", "/health"):
+        if path in ("/", "/chat.js", "/repo.js", "/chat.css", "/health"):
             op["security"] = []
         paths.setdefault(path, {})[method] = op
     text = json.dumps({

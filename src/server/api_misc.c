@@ -336,8 +336,10 @@ void api_slots(struct exchange *x)
 /* ------------------------------------------------------------------ files */
 
 /* Made from src/server/page by the Makefile. */
-extern const unsigned char page_html[], page_js[], page_css[], page_json[];
-extern const size_t page_html_len, page_js_len, page_css_len, page_json_len;
+extern const unsigned char page_chat_html[], page_chat_js[], page_chat_css[], page_repo_js[];
+extern const unsigned char page_openapi_json[];
+extern const size_t page_chat_html_len, page_chat_js_len, page_chat_css_len, page_repo_js_len;
+extern const size_t page_openapi_json_len;
 
 static void file(struct exchange *x, const char *type, const unsigned char *data, size_t len)
 {
@@ -348,15 +350,19 @@ static void file(struct exchange *x, const char *type, const unsigned char *data
 
 void api_page(struct exchange *x)
 {
+    static const char html[] = "text/html; charset=utf-8", css[] = "text/css; charset=utf-8",
+                      js[] = "text/javascript; charset=utf-8";
     if (strcmp(x->route->path, "/chat.js") == 0)
-        file(x, "text/javascript; charset=utf-8", page_js, page_js_len);
+        file(x, js, page_chat_js, page_chat_js_len);
+    else if (strcmp(x->route->path, "/repo.js") == 0)
+        file(x, js, page_repo_js, page_repo_js_len);
     else if (strcmp(x->route->path, "/chat.css") == 0)
-        file(x, "text/css; charset=utf-8", page_css, page_css_len);
+        file(x, css, page_chat_css, page_chat_css_len);
     else
-        file(x, "text/html; charset=utf-8", page_html, page_html_len);
+        file(x, html, page_chat_html, page_chat_html_len);
 }
 
 void api_openapi(struct exchange *x)
 {
-    file(x, "application/json", page_json, page_json_len);
+    file(x, "application/json", page_openapi_json, page_openapi_json_len);
 }

@@ -26,9 +26,9 @@ const load = (key, otherwise) => {
 let chats = load(KEEP, []);
 let settings = Object.assign({
   system: "", effort: "none", budget: 0, temperature: 1, topP: 1, topK: 0, minP: 0, maxTokens: 0, seed: "",
-  fileTokens: 8000, key: "", theme: "auto",
+  fileTokens: 0, key: "", theme: "auto",
 }, load(SETTINGS, {}));
-let current = chats[0] || null, running = null, attached = [], limit = 0;
+let current = chats[0] || null, running = null, attached = [], contextLength = 0;
 
 const save = () => {
   for (;;) {
@@ -347,77 +347,61 @@ function regenerate(at) {
 
 /* ------------------------------------------------------------------ files */
 
-const SKIP = /(^|\/)(\.git|node_modules|__pycache__|build|dist|target|\.venv)(\/|$)/;
+/* attached: entries of Repo with `root`, the folder's name ("" for single files), in the order of the prompt. Sending
+ * waits for `ready`. */
+let round = 0, ready = Promise.resolve();
 
-/* Lines of a .gitignore as tests of a path below it. */
-function ignores(text, base) {
-  return text.split("\n").map(l => l.replace(/\s+$/, "")).filter(l => l && !l.startsWith("#")).map(l => {
-    const not = l.startsWith("!"), dir = l.endsWith("/");
-    let p = l.replace(/^!/, "").replace(/\/$/, "");
-    const rooted = p.startsWith("/") || p.slice(0, -1).includes("/");
-    p = p.replace(/^\//, "").replace(/[.+^${}()|\\]/g, "\\$&").replace(/\*\*\/?/g, "\0").replace(/\*/g, "[^/]*")
-      .replace(/\?/g, "[^/]").replace(/\0/g, ".*");
-    return {not, rule: new RegExp("^" + base.replace(/[.+^${}()|[\]\\*?]/g, "\\$&") + (rooted ? "" : "(.*/)?") + p +
-                                  (dir ? "/" : "(/|$)"))};
-  });
+const budget = () => settings.fileTokens || contextLength - Math.floor(contextLength / 4);
+
+async function attach(list, folder) {
+  say("reading files");
+  try {
+    const files = [...list].map(file => ({file, path: file.webkitRelativePath.replace(/^[^/]*\//, "") || file.name}));
+    const root = folder && list[0] ? list[0].webkitRelativePath.split("/")[0] : "";
+    const found = folder ? (await Repo.list(files)).entries : files.map(f => Repo.entry(f.file, f.path));
+    const names = new Set(found.map(e => e.path));
+    for (const e of found) e.root = root;
+    attached = Repo.sort([...attached.filter(a => a.root !== root || (!folder && !names.has(a.path))), ...found]);
+    say("");
+  } catch (e) { say("The folder cannot be read: " + e.message, true); return; }
+  chooseAgain();
 }
 
-async function attach(list) {
-  const files = [...list].map(f => ({f, path: f.webkitRelativePath || f.name}));
-  const rules = [];
-  for (const {f, path} of files)
-    if (path.endsWith(".gitignore")) rules.push(...ignores(await f.text(), path.slice(0, -".gitignore".length)));
-  files.sort((a, b) => a.path < b.path ? -1 : a.path > b.path ? 1 : 0);
-  for (const {f, path} of files) {
-    let out = SKIP.test(path);
-    for (const r of rules) if (r.rule.test(path)) out = !r.not;
-    if (out || f.size > 4e6) continue;
-    const bytes = new Uint8Array(await f.arrayBuffer());
-    if (bytes.subarray(0, 8000).includes(0)) continue;
-    let text;
-    try { text = new TextDecoder("utf-8", {fatal: true}).decode(bytes); } catch { continue; }
-    attached = attached.filter(a => a.path !== path);
-    attached.push({path, text, tokens: await tokens(text)});
-  }
-  attached.sort((a, b) => a.path < b.path ? -1 : 1);
-  showFiles();
-  count();
-}
-
-/* Over budget the largest files stay out; the order stays, so that the next question finds the cache. */
-function chosen() {
-  let sum = attached.reduce((n, a) => n + a.tokens, 0);
-  const out = new Set();
-  for (const a of [...attached].sort((a, b) => b.tokens - a.tokens)) {
-    if (sum <= settings.fileTokens) break;
-    out.add(a);
-    sum -= a.tokens;
-  }
-  return attached.filter(a => !out.has(a));
+function chooseAgain() {
+  const mine = ++round;
+  ready = Repo.choose(attached, budget(), tokens, () => mine !== round).then(() => {
+    if (mine !== round) return;
+    showFiles();
+    count();
+  }).catch(e => say("The tokens of the files cannot be counted: " + e.message, true));
 }
 
 function showFiles() {
-  const inside = new Set(chosen());
-  $("files").replaceChildren(...attached.map(a => {
-    const li = make("li", a.path + " (" + a.tokens + ") ", inside.has(a) ? "" : "out");
-    if (!inside.has(a)) li.title = "left out: over the limit of tokens";
+  const SHOWN = 100, NAMED = 3, inside = Repo.inside(attached), out = new Map(), lines = [];
+  for (const a of inside.slice(0, SHOWN)) {
+    const li = make("li", a.path + " (" + a.tokens + ") ");
     li.append(button("×", "Remove " + a.path, () => {
       attached = attached.filter(x => x !== a);
-      showFiles();
-      count();
+      chooseAgain();
     }));
-    return li;
-  }));
-}
-
-function prompt(text) {
-  return chosen().map(a => "[file name]: " + a.path + "\n[file content begin]\n" + a.text + "\n[file content end]\n")
-    .join("") + text;
+    lines.push(li);
+  }
+  if (inside.length > SHOWN)
+    lines.push(make("li", (inside.length - SHOWN) + " more (" +
+                    inside.slice(SHOWN).reduce((n, a) => n + a.tokens, 0) + ")"));
+  for (const a of attached) if (a.why) out.set(a.why, [...(out.get(a.why) || []), a.path]);
+  for (const [why, names] of out)
+    lines.push(make("li", "left out, " + why + ": " + names.slice(0, NAMED).join(", ") +
+                    (names.length > NAMED ? " and " + (names.length - NAMED) + " more" : ""), "out"));
+  if (attached.length) lines.push(button("Remove all", "Remove all files", () => { attached = []; chooseAgain(); }));
+  $("files").replaceChildren(...lines);
 }
 
 async function tokens(text) {
   const r = await fetch("/tokenize", {method: "POST", headers: headers(), body: JSON.stringify({content: text})});
-  return r.ok ? (await r.json()).count : 0;
+  const v = await r.json();
+  if (!r.ok) throw new Error(v.error.message);
+  return v.count;
 }
 
 let counting = 0;
@@ -427,7 +411,7 @@ function count() {
     const text = $("input").value;
     if (!text && !attached.length) { $("count").textContent = ""; return; }
     try {
-      const b = body([...(current ? current.messages : []), {role: "user", content: prompt(text)}]);
+      const b = body([...(current ? current.messages : []), {role: "user", content: Repo.prompt(attached) + text}]);
       const r = await fetch("/tokenize", {method: "POST", headers: headers(), body: JSON.stringify(
         {messages: b.messages, thinking: b.thinking})});
       const v = await r.json();
@@ -457,22 +441,22 @@ for (const [id, name] of Object.entries(fields)) {
     settings[name] = e.type === "number" && name !== "seed" ? Number(e.value) : e.value;
     localStorage.setItem(SETTINGS, JSON.stringify(settings));
     theme();
-    showFiles();
-    count();
+    chooseAgain();
   });
 }
 
-$("form").addEventListener("submit", e => {
+$("form").addEventListener("submit", async e => {
   e.preventDefault();
+  for (let r; r !== ready;) await (r = ready);
   const text = $("input").value;
   if (running || (!text.trim() && !attached.length)) return;
   if (!current) {
     current = {title: text.trim().slice(0, 60) || "Files", messages: []};
     chats.unshift(current);
   }
-  const names = chosen().map(a => a.path);
-  const m = {role: "user", content: prompt(text)};
-  if (names.length) m.shown = "[" + names.join(", ") + "]\n" + text;
+  const names = Repo.inside(attached).map(a => a.path);
+  const m = {role: "user", content: Repo.prompt(attached) + text};
+  if (names.length) m.shown = "[" + names.slice(0, 20).join(", ") + (names.length > 20 ? ", ..." : "") + "]\n" + text;
   current.messages.push(m);
   $("input").value = "";
   attached = [];
@@ -489,8 +473,8 @@ $("stop").addEventListener("click", stop);
 $("new").addEventListener("click", () => { stop(); current = null; show(); $("input").focus(); });
 $("side-toggle").addEventListener("click", () => $("side").classList.toggle("closed"));
 $("settings-open").addEventListener("click", () => $("settings").showModal());
-$("pick-files").addEventListener("change", e => attach(e.target.files).then(() => { e.target.value = ""; }));
-$("pick-folder").addEventListener("change", e => attach(e.target.files).then(() => { e.target.value = ""; }));
+$("pick-files").addEventListener("change", e => attach(e.target.files, false).then(() => { e.target.value = ""; }));
+$("pick-folder").addEventListener("change", e => attach(e.target.files, true).then(() => { e.target.value = ""; }));
 document.addEventListener("keydown", e => {
   if (e.key === "Escape" && running && !$("settings").open) stop();
   if (e.ctrlKey && e.shiftKey && e.key.toLowerCase() === "o") { e.preventDefault(); $("new").click(); }
@@ -500,6 +484,6 @@ theme();
 show();
 $("input").focus();
 fetch("/props", {headers: headers()}).then(async r => {
-  if (r.ok) { const p = await r.json(); say(p.model + ", " + p.context_length + " tokens"); }
+  if (r.ok) { const p = await r.json(); contextLength = p.context_length; say(p.model + ", " + p.context_length + " tokens"); }
   else if (r.status === 401) { say("an API key is needed: Settings", true); }
 }).catch(() => say("the server is not there", true));
