@@ -417,6 +417,49 @@ typedef struct dsv4_generated {
 DSV4_API int dsv4_generate(dsv4_engine *e, dsv4_seq *s, const int32_t *ids, size_t n,
                            const dsv4_generate_options *opt, dsv4_generated *out, dsv4_err *err);
 
+/* ------------------------------------------------------------------ converting (docs/quantization.md)
+ * A checkpoint becomes a directory whose weights lie as kernels read them: it is mapped and used at once. */
+
+typedef enum dsv4_effort {
+    DSV4_EFFORT_ABSMAX, /* scales from the largest value of a group */
+    DSV4_EFFORT_SEARCH, /* scales with the least squared error */
+} dsv4_effort;
+
+/* Zero means the default everywhere. Types: native, q8, q4, q4nl, q3, q2 and others of docs/quantization.md;
+ * where several fit a matrix the later field decides. */
+typedef struct dsv4_convert_options {
+    const char *preset;       /* lossless, quality, balanced, small, tiny; default: all native */
+    const char *type;         /* of all large matrices; 2 and 3 bits: of routed experts */
+    const char *experts;      /* of routed experts */
+    const char *dense;        /* of attention and shared experts */
+    const char *head;         /* of the output head */
+    const char *rules_file;   /* a rule a line */
+    const char *const *rules; /* "PATTERN=TYPE", PATTERN a glob for names without .weight */
+    size_t n_rules;
+    dsv4_effort effort;
+    uint64_t shard_bytes; /* of one file; default 4 GiB */
+    uint64_t max_ram;     /* for buffers; default: a quarter of what is free */
+    uint64_t
+        mark_bytes; /* at most so many have to be done again after an interruption; default: what is
+                             done in ten seconds */
+    uint32_t threads; /* default: one for each core */
+    bool allow_nan;   /* NaN and infinite weights become 0; otherwise they are refused */
+    bool restart;     /* forgets what an interrupted conversion has done already */
+    dsv4_progress_fn progress;
+    void *progress_arg;
+} dsv4_convert_options;
+
+/* Converts the directory `src` into the directory `dst`, which appears under its name when it is complete and
+ * on the disk; until then it is dst.partial, and the same call goes on where an interrupted one
+ * stopped. The result is the same, byte for byte, for any number of threads and interruptions. DSV4_USAGE:
+ * options, or dst exists and is not empty; DSV4_REFUSED: the source; DSV4_FAILED: the disk. */
+DSV4_API int dsv4_convert(const char *src, const char *dst, const dsv4_convert_options *opt,
+                          dsv4_err *err);
+
+/* What dsv4_convert would do, as JSON text; reads no weight. */
+DSV4_API int dsv4_convert_plan(const char *src, const dsv4_convert_options *opt, char **json,
+                               dsv4_err *err);
+
 /* ------------------------------------------------------------------ measuring
  * What a machine can do with a model whose weights are not there: engines with made-up weights. */
 

@@ -251,7 +251,7 @@ static void check_whole_site(size_t n)
                          .cols = (uint32_t)(n * D),
                          .codes = (const uint8_t *)fn,
                          .code_ld = 4 * n * D};
-    struct hc_site site = {.fn = {.rows = plain.rows, .cols = plain.cols, .plain = plain},
+    struct hc_site site = {.fn = {.rows = plain.rows, .cols = plain.cols, .stored = plain},
                            .base = base,
                            .scale = scale};
     float x[ROWS * D], mix[ROWS * 24], pre[ROWS * 4], post[ROWS * 4], comb[ROWS * 16];

@@ -12,12 +12,12 @@ quant:              simd
 load:               dsv4 system quant
 text:               dsv4 system
 gpu:                dsv4 system
+convert:            dsv4 system load quant simd
 model:              dsv4 system load quant simd gpu
 session:            dsv4 system load text model
 server:             dsv4 system
 tools:              dsv4 system
 tools/dsv4-server.c:    server
-tools/dsv4-quantize.c:  quant load
 '
 
 # headers that are interfaces beside x/x.h: the bits of the stored codes; the option table for programs
@@ -28,10 +28,10 @@ outside='
 omp.h:              system
 hwloc.h:            system
 liburing.h:         system
-jansson.h:          load text session server tools
+jansson.h:          load convert text session server tools
 pcre2.h:            text
 utf8proc.h:         text
-xxhash.h:           session
+xxhash.h:           session convert
 histedit.h:         tools
 editline/readline.h: tools
 microhttpd.h:       server

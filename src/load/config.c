@@ -9,8 +9,9 @@
 #include <string.h>
 
 /* The text of a config is at most this long: the released ones have 3 KB, some with a list of
- * quantized tensors a few hundred. Nested lists take jansson 46 bytes for each of the text. */
-#define CONFIG_MAX ((size_t)1 << 20)
+ * quantized tensors a few hundred; a converted one with a line for each of 50 thousand experts 3 MB. Nested
+ * lists take jansson 46 bytes for each of the text. */
+#define CONFIG_MAX ((size_t)4 << 20)
 
 /* With the ranges below the largest products (vocab * d, n_experts * d_ff * d, engram_rows *
  * engram_dim, n_layers * n_experts, each times 8 bytes) stay under 2^60. */
@@ -181,7 +182,7 @@ static int read_token(const struct reader *r, const char *name, int32_t *out)
     return 0;
 }
 
-/* The side B of the tiles that share one scale in fp8 matrices. */
+/* The side B of the tiles that share one scale in fp8 matrices; what is packed in a converted directory. */
 static int read_quantization(const struct reader *r)
 {
     static const char name[] = "quantization_config";
@@ -193,8 +194,11 @@ static int read_quantization(const struct reader *r)
         return 0;
     struct fields in = {.object = q, .where = f->where, .prefix = "quantization_config."};
     const json_t *method = field_get(&in, "quant_method");
-    if (method && (!json_is_string(method) || strcmp(json_string_value(method), "fp8") != 0))
-        return field_refuse(&in, "quant_method", method, r->err, "\"fp8\"");
+    const char *word = json_string_value(method);
+    if (word && strcmp(word, "dsv4") == 0)
+        TRY(packing_read(&r->c->packing, &in, r->err));
+    else if (method && (!word || strcmp(word, "fp8") != 0))
+        return field_refuse(&in, "quant_method", method, r->err, "\"fp8\" or \"dsv4\"");
     TRY(field_list(&in, "weight_block_size", &b, r->err));
     if (!b)
         return 0;
@@ -371,6 +375,7 @@ void config_close(struct config *c)
 {
     if (!c)
         return;
+    packing_close(c->packing);
     free(c->ratio);
     free(c->kv_source);
     free(c->index_source);

@@ -51,6 +51,19 @@ int json_open(json_t **out, const char *text, size_t len, const char *where, dsv
                    e.column, e.text);
 }
 
+int json_write(char **out, const json_t *value, size_t flags, dsv4_err *err)
+{
+    size_t len = value ? json_dumpb(value, NULL, 0, flags) : 0;
+    char *text = len ? malloc(len + 1) : NULL;
+    if (!text || json_dumpb(value, text, len, flags) != len) {
+        free(text);
+        return err_memory(err, len, "JSON");
+    }
+    text[len] = 0;
+    *out = text;
+    return 0;
+}
+
 const json_t *field_get(const struct fields *f, const char *name)
 {
     const json_t *v = json_object_get(f->object, name);

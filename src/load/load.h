@@ -4,7 +4,19 @@
 #ifndef DSV4_LOAD_H
 #define DSV4_LOAD_H
 
+#include "quant/quant.h"
 #include "src/system/system.h"
+
+/* ------------------------------------------------------------------ json.c */
+
+struct json_t;
+
+/* Parses `text` (any JSON value, no key twice). jansson stops at 2048 levels. */
+int json_open(struct json_t **out, const char *text, size_t len, const char *where, dsv4_err *err);
+
+/* A value as text, malloc'ed; flags as for json_dumpb. NULL is an error: a lack of memory on the way to it. Use
+ * this and not json_dumps(): when its buffer cannot grow, jansson 2.14 may leave out a key and carry on. */
+int json_write(char **out, const struct json_t *value, size_t flags, dsv4_err *err);
 
 /* ------------------------------------------------------------------ config.c */
 
@@ -61,14 +73,20 @@ struct config {
     bool has_vision;
     int32_t image_token; /* -1 */
 
-    uint32_t fp8_block;    /* B of weight_block_size; 128 (V4) or 32 (V4.1) when it is not said */
-    int32_t bos, eos, pad; /* -1 when absent */
+    struct packing *packing; /* of a converted directory; NULL: an official one */
+    uint32_t fp8_block;      /* B of weight_block_size; 128 (V4) or 32 (V4.1) when it is not said */
+    int32_t bos, eos, pad;   /* -1 when absent */
 };
 
 /* Parses the text of a config.json. `where` names it in messages. */
 int config_parse(struct config **out, const char *json, size_t len, const char *where,
                  dsv4_err *err);
 void config_close(struct config *c);
+
+/* How matrix NAME (the tensor NAME.weight) of a converted directory is packed; NULL: it is not. */
+const struct wtype *packing_type(const struct packing *p, const char *name);
+/* Its rows, where that is said: their panels may have more. 0: not said. */
+uint32_t packing_rows(const struct packing *p, const char *name);
 
 /* What generation_config.json says; fields keep their input value when the file does not have them. */
 struct generation_defaults {
@@ -145,5 +163,45 @@ bool official_name(const char *stored, char *out, size_t cap);
 
 /* "F8_E4M3 [512, 7168]" */
 void tensor_shape_text(const struct tensor *t, char *out, size_t cap);
+
+/* "PATH: NAME is DTYPE [..]; expected WANT". Returns DSV4_REFUSED. */
+int tensor_refuse(const struct tensor *t, const char *want, dsv4_err *err);
+
+/* What tensors of a checkpoint are for. ORDER CLASSES: tensor_class_name (names.c) */
+enum tensor_class {
+    CLASS_EMBED,
+    CLASS_HEAD,
+    CLASS_ATTENTION,
+    CLASS_INDEXER, /* and compressors */
+    CLASS_EXPERTS,
+    CLASS_SHARED,
+    CLASS_ROUTER,
+    CLASS_SMALL, /* norms, mHC */
+    CLASS_ENGRAM_TABLE,
+    CLASS_ENGRAM,
+    CLASS_DRAFT,  /* mtp.*: recognised, not used yet */
+    CLASS_VISION, /* likewise */
+    CLASS_OTHER,
+    N_CLASSES
+};
+
+enum tensor_class tensor_class_of(const char *official_name);
+const char *tensor_class_name(enum tensor_class c);
+
+/* ------------------------------------------------------------------ matrix.c */
+
+/* Tensor NAME with its scales as the matrix [rows][cols] that kernels read in place: plain, or the panels
+ * of a converted directory. rows and cols 0: as they are in the file (panels: rows a multiple of 16, unless
+ * the config says how many). Dtype and shape are checked, nothing of the data is read. */
+int matrix_find(struct wmat *out, const struct store *s, const struct config *c, const char *name,
+                uint64_t rows, uint64_t cols, dsv4_err *err);
+
+/* Whether a matrix may be packed at all: not where its rows are used in groups that are no panels. */
+bool matrix_packs(const struct config *c, const char *name);
+
+/* The name of a matrix's scales, NAME.scale for NAME.weight; false when it has none or does not fit. */
+bool scale_name(const char *weight, char *out, size_t cap);
+/* NAME without .weight, as the types of a converted directory call it; false as above. */
+bool matrix_name(const char *weight, char *out, size_t cap);
 
 #endif

@@ -1,5 +1,5 @@
-/* Names of tensors: every spelling that has been released or exported -> the official one. Knows
- * the words of a name, not which tensors a model has. */
+/* Names of tensors: every spelling that has been released or exported -> the official one, and what a
+ * tensor of that name is for. Knows the words of a name, not which tensors a model has. */
 #include "load.h"
 
 #include <string.h>
@@ -54,4 +54,79 @@ bool official_name(const char *stored, char *out, size_t cap)
         if (*p == 0)
             return true;
     }
+}
+
+/* ------------------------------------------------------------------ what a tensor is for */
+
+/* ORDER CLASSES */
+const char *tensor_class_name(enum tensor_class c)
+{
+    static const char *const name[N_CLASSES] = {
+        "embedding",      "output head",        "attention",      "indexer and compressors",
+        "routed experts", "shared experts",     "routers",        "norms and mHC",
+        "Engram tables",  "Engram projections", "drafting heads", "vision",
+        "other"};
+    return name[c];
+}
+
+enum tensor_class tensor_class_of(const char *n)
+{
+    if (strncmp(n, "mtp.", 4) == 0)
+        return CLASS_DRAFT;
+    if (strncmp(n, "vision.", 7) == 0 || strncmp(n, "aligner.", 8) == 0 ||
+        strncmp(n, "image_", 6) == 0)
+        return CLASS_VISION;
+    if (strncmp(n, "embed.", 6) == 0)
+        return CLASS_EMBED;
+    if (strncmp(n, "head.", 5) == 0)
+        return CLASS_HEAD;
+    if (strncmp(n, "norm.", 5) == 0 || strncmp(n, "hc_head", 7) == 0)
+        return CLASS_SMALL;
+    if (strncmp(n, "layers.", 7) != 0)
+        return CLASS_OTHER;
+    const char *p = strchr(n + 7, '.');
+    if (!p)
+        return CLASS_OTHER;
+    p++;
+    if (strncmp(p, "engram.embed.", 13) == 0)
+        return CLASS_ENGRAM_TABLE;
+    if (strncmp(p, "engram.", 7) == 0)
+        return CLASS_ENGRAM;
+    if (strncmp(p, "ffn.experts.", 12) == 0)
+        return CLASS_EXPERTS;
+    if (strncmp(p, "ffn.shared_experts.", 19) == 0)
+        return CLASS_SHARED;
+    if (strncmp(p, "ffn.gate.", 9) == 0)
+        return CLASS_ROUTER;
+    if (strncmp(p, "attn.compressor.", 16) == 0 || strncmp(p, "attn.indexer.", 13) == 0)
+        return CLASS_INDEXER;
+    if (strncmp(p, "attn.w", 6) == 0)
+        return CLASS_ATTENTION;
+    if (strncmp(p, "attn", 4) == 0 || strncmp(p, "ffn_norm", 8) == 0 || strncmp(p, "hc_", 3) == 0)
+        return CLASS_SMALL;
+    return CLASS_OTHER;
+}
+
+/* ------------------------------------------------------------------ NAME.weight */
+
+/* `weight` with `tail` instead of its last part. */
+static bool with_tail(const char *weight, const char *tail, char *out, size_t cap)
+{
+    static const char end[] = ".weight";
+    size_t n = strlen(weight), n_end = sizeof end - 1, n_tail = strlen(tail);
+    if (n <= n_end || strcmp(weight + n - n_end, end) != 0 || n - n_end + n_tail >= cap)
+        return false;
+    memcpy(out, weight, n - n_end);
+    memcpy(out + n - n_end, tail, n_tail + 1);
+    return true;
+}
+
+bool scale_name(const char *weight, char *out, size_t cap)
+{
+    return with_tail(weight, ".scale", out, cap);
+}
+
+bool matrix_name(const char *weight, char *out, size_t cap)
+{
+    return with_tail(weight, "", out, cap);
 }

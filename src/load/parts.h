@@ -9,9 +9,6 @@
 
 /* ------------------------------------------------------------------ json.c */
 
-/* Parses `text` (any JSON value, no key twice). jansson stops at 2048 levels. */
-int json_open(json_t **out, const char *text, size_t len, const char *where, dsv4_err *err);
-
 /* An object whose members are read by type. null counts as absent. */
 struct fields {
     const json_t *object;
@@ -85,6 +82,13 @@ int config_rope(const struct reader *r);
 int config_ratios(const struct reader *r);
 int config_engram_layers(const struct reader *r);
 int config_sources(const struct reader *r);
+
+/* ------------------------------------------------------------------ packing.c */
+
+/* The quantization_config of a converted directory. What *out is set to is to be closed after a failure,
+ * too. */
+int packing_read(struct packing **out, const struct fields *f, dsv4_err *err);
+void packing_close(struct packing *p); /* NULL is allowed */
 
 /* ------------------------------------------------------------------ safetensors.c */
 

@@ -240,7 +240,7 @@ void head(const struct lane *l, struct batch *b)
     }
     lane_barrier(l);
     TAP(l, b, -1, "final_norm", b->x, b->n_want, d);
-    if (b->m->k.fast[b->m->head.plain.format] == Q_16) /* rows are those of b->want here */
+    if (b->m->k.fast[b->m->head.stored.format] == Q_16) /* rows are those of b->want here */
         linear(l, b, b->logits, c->vocab, b->x, d, b->n_want, &b->m->head);
     else
         linear_act(l, b, b->logits, c->vocab, ACT_X, b->n_want, &b->m->head);

@@ -117,7 +117,7 @@ static void multiply(const struct batch *b, float *y, const float *x, const stru
 {
     const struct kernels *k = &b->m->k;
     if (w->n_parts == 0)
-        k->matmul(y, w->rows, x, w->cols, NULL, 1, &w->plain, 0, w->rows, tmp);
+        k->matmul(y, w->rows, x, w->cols, NULL, 1, &w->stored, 0, w->rows, tmp);
     for (uint32_t i = 0; i < w->n_parts; i++) {
         const struct part *p = &w->part[i];
         k->matmul(y + p->first, w->rows, x, w->cols, NULL, 1, &p->w, 0, p->w.rows, tmp);

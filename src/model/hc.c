@@ -92,10 +92,10 @@ static void project_row(const struct lane *l, const struct batch *b, const struc
     const struct config *c = b->m->cfg;
     const struct kernels *k = &b->m->k;
     size_t d = c->d, hd = (size_t)c->hc_mult * d;
-    const uint8_t *w = fn->plain.codes + o * fn->plain.code_ld;
-    if (fn->n_parts > 0 || fn->plain.format != W_F32) {
+    const uint8_t *w = fn->stored.codes + o * fn->stored.code_ld;
+    if (fn->n_parts > 0 || fn->stored.format != W_F32) {
         float *row = lane_scratch(l, b);
-        const struct wmat *at = &fn->plain;
+        const struct wmat *at = &fn->stored;
         size_t r = o;
         for (uint32_t i = 0; i < fn->n_parts; i++)
             if (o >= fn->part[i].first && o - fn->part[i].first < fn->part[i].w.rows) {

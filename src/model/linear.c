@@ -100,7 +100,7 @@ static void all_parts(const struct lane *l, const struct batch *b, float *y, siz
     if (n == 0)
         return; /* y may be NULL */
     if (w->n_parts == 0)
-        one_part(l, b, y, ldy, in, pick, n, &w->plain, r0, r1);
+        one_part(l, b, y, ldy, in, pick, n, &w->stored, r0, r1);
     for (uint32_t i = 0; i < w->n_parts; i++) {
         size_t first = w->part[i].first, end = first + w->part[i].w.rows;
         size_t from = r0 > first ? r0 : first, to = r1 < end ? r1 : end;
@@ -135,14 +135,15 @@ void linear(const struct lane *l, const struct batch *b, float *y, size_t ldy, c
 
 /* ------------------------------------------------------------------ which integers a model needs */
 
-static void want(struct model *m, enum act a, const struct matrix *w)
+static void want(struct model *m, enum act a, const struct matrix *w, bool as_stored)
 {
-    enum qkind kind = panel_fits(&w->plain) ? m->k.fast[w->plain.format] : Q_NONE;
+    bool panels = w->stored.panels || (!as_stored && panel_fits(&w->stored));
+    enum qkind kind = panels ? m->k.fast[w->stored.format] : Q_NONE;
     if (kind != Q_NONE && act_width(m->cfg, a) % GROUP == 0)
         m->act_kinds[a] |= 1u << kind;
 }
 
-void model_use_fast(struct model *m)
+void model_use_fast(struct model *m, bool as_stored)
 {
     const struct config *c = m->cfg;
     for (uint32_t i = 0; i < c->n_layers; i++) {
@@ -158,18 +159,18 @@ void model_use_fast(struct model *m)
                                     &f->shared.w1,
                                     &f->shared.w3};
         for (size_t k = 0; k < sizeof x / sizeof *x; k++)
-            want(m, ACT_X, x[k]);
+            want(m, ACT_X, x[k], as_stored);
         for (uint32_t e = 0; e < c->n_experts; e++) {
-            want(m, ACT_X, &f->expert[e].w1);
-            want(m, ACT_X, &f->expert[e].w3);
-            want(m, ACT_UP, &f->expert[e].w2);
+            want(m, ACT_X, &f->expert[e].w1, as_stored);
+            want(m, ACT_X, &f->expert[e].w3, as_stored);
+            want(m, ACT_UP, &f->expert[e].w2, as_stored);
         }
-        want(m, ACT_QR, &L->wq_b);
-        want(m, ACT_QR, &L->index.wq_b);
+        want(m, ACT_QR, &L->wq_b, as_stored);
+        want(m, ACT_QR, &L->index.wq_b, as_stored);
         if (c->head_dim % GROUP == 0) /* lanes write whole heads */
-            want(m, ACT_O, &L->wo_a);
-        want(m, ACT_Z, &L->wo_b);
-        want(m, ACT_SHARED, &f->shared.w2);
+            want(m, ACT_O, &L->wo_a, as_stored);
+        want(m, ACT_Z, &L->wo_b, as_stored);
+        want(m, ACT_SHARED, &f->shared.w2, as_stored);
     }
-    want(m, ACT_X, &m->head);
+    want(m, ACT_X, &m->head, as_stored);
 }

@@ -29,10 +29,11 @@ struct part {
 };
 
 /* A weight matrix. After weights_load() most have parts, one a NUMA node, that together hold all rows;
- * the others are used as they lie in the checkpoint. */
+ * the others are used as they lie in the checkpoint. Panels of a converted directory are a part from the
+ * beginning, in the mapped file. */
 struct matrix {
     uint32_t rows, cols;
-    struct wmat plain;
+    struct wmat stored; /* in the checkpoint */
     struct part *part;
     uint32_t n_parts;
 };
@@ -145,12 +146,13 @@ int model_bind(struct model **out, struct config *cfg, struct store *store, bool
 void model_close(struct model *m); /* closes neither cfg nor store */
 
 /* The fast mode, before weights are loaded: activations are quantized for the matrices whose kernels take
- * integers. Otherwise everything is computed with floats. */
-void model_use_fast(struct model *m);
+ * integers. Otherwise everything is computed with floats. as_stored: weights_load() will not be called. */
+void model_use_fast(struct model *m, bool as_stored);
 
 /* Makes panels of the matrices, each lane the rows that it will read, and gives the pages of the
- * checkpoint back as it goes; `progress` hears of it. Refuses NaN scales. Without this call (weights larger
- * than memory) everything is computed from the plain rows. */
+ * checkpoint back as it goes; `progress` hears of it. Refuses NaN scales. Panels of a converted directory are
+ * copied to their nodes, or with one node stay where they are, unread. Without this call (weights larger
+ * than memory) everything is computed from what the checkpoint has. */
 int weights_load(struct model *m, struct pool *pool, dsv4_progress_fn progress, void *arg,
                  dsv4_err *err);
 

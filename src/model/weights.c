@@ -1,5 +1,6 @@
 /* Weights into memory: plain rows of the mapped checkpoint become panels, in parallel. Every lane packs what
- * it will read, so that the first touch puts a page near its reader, and gives the checkpoint's pages back. */
+ * it will read, so that the first touch puts a page near its reader, and gives the checkpoint's pages back.
+ * Panels of a converted directory are copied to their nodes; with one node they are used where they are. */
 #include "model.h"
 
 #include <stdatomic.h>
@@ -24,8 +25,8 @@ struct loading {
 
 static int by_place(const void *a, const void *b)
 {
-    const uint8_t *x = (*(struct matrix *const *)a)->plain.codes;
-    const uint8_t *y = (*(struct matrix *const *)b)->plain.codes;
+    const uint8_t *x = (*(struct matrix *const *)a)->stored.codes;
+    const uint8_t *y = (*(struct matrix *const *)b)->stored.codes;
     return (x > y) - (x < y);
 }
 
@@ -42,6 +43,12 @@ static size_t part_bytes(const struct wmat *w)
 
 /* ------------------------------------------------------------------ memory */
 
+/* Panels that serve as they are. */
+static bool in_place(const struct matrix *w, const struct pool *pool)
+{
+    return w->stored.panels && pool_nodes(pool) == 1;
+}
+
 /* Parts of every matrix, one a node, and the bytes of each node. */
 static int shape_parts(struct model *m, struct pool *pool, uint64_t *bytes, dsv4_err *err)
 {
@@ -53,14 +60,17 @@ static int shape_parts(struct model *m, struct pool *pool, uint64_t *bytes, dsv4
     TRY(model_own(m, &part, count, sizeof *part, "weights", err));
     for (size_t i = 0; i < m->n_matrix; i++) {
         struct matrix *w = m->matrix[i];
+        if (in_place(w, pool))
+            continue;
         w->part = part;
+        w->n_parts = 0;
         for (uint32_t k = 0; k < nodes; k++) {
             size_t from, to;
             node_split(pool, w->rows, ROW_UNIT, (int)k, &from, &to);
             if (from == to)
                 continue;
             part->first = (uint32_t)from;
-            part->w = panel_shape(&w->plain, to - from);
+            part->w = panel_shape(&w->stored, to - from);
             bytes[k] += part_bytes(&part->w);
             part++;
             w->n_parts++;
@@ -86,6 +96,8 @@ static int place_parts(struct model *m, struct pool *pool, const uint64_t *bytes
         at[k] = m->arena[k].at;
     for (size_t i = 0; i < m->n_matrix; i++) {
         struct matrix *w = m->matrix[i];
+        if (in_place(w, pool))
+            continue;
         uint32_t p = 0;
         for (int k = 0; k < nodes && p < w->n_parts; k++) {
             size_t from, to;
@@ -112,19 +124,33 @@ static void advise(const uint8_t *p, size_t n, int advice)
         madvise((void *)from, to - from, advice);
 }
 
-/* Plain bytes of the rows r0 .. r1. */
+/* Bytes of the codes of so many rows, whole panels where there are panels. */
+static size_t stored_bytes(const struct matrix *w, size_t rows)
+{
+    size_t units = w->stored.panels ? (rows + PANEL - 1) / PANEL : rows;
+    return units * w->stored.code_ld;
+}
+
+/* Stored codes of the rows r0 .. r1, r0 where a panel begins. */
 static void advise_rows(const struct matrix *w, size_t r0, size_t r1, int advice)
 {
-    advise(w->plain.codes + r0 * w->plain.code_ld, (r1 - r0) * w->plain.code_ld, advice);
+    advise(w->stored.codes + stored_bytes(w, r0), stored_bytes(w, r1 - r0), advice);
 }
 
 /* Rows r0 .. r1 of a matrix, inside its part. */
 static void pack_rows(const struct matrix *w, const struct part *p, size_t r0, size_t r1)
 {
     for (size_t r = r0; r < r1; r += PANEL) {
-        size_t panel = (r - p->first) / PANEL;
-        panel_pack((uint8_t *)(uintptr_t)p->w.codes + panel * p->w.code_ld,
-                   (uint8_t *)(uintptr_t)p->w.scales + panel * p->w.scale_ld, &w->plain, r);
+        size_t panel = (r - p->first) / PANEL, from = r / PANEL;
+        uint8_t *codes = (uint8_t *)(uintptr_t)p->w.codes + panel * p->w.code_ld;
+        uint8_t *scales = (uint8_t *)(uintptr_t)p->w.scales + panel * p->w.scale_ld;
+        if (!w->stored.panels) {
+            panel_pack(codes, scales, &w->stored, r);
+            continue;
+        }
+        memcpy(codes, w->stored.codes + from * w->stored.code_ld, p->w.code_ld);
+        if (p->w.scale_ld > 0)
+            memcpy(scales, w->stored.scales + from * w->stored.scale_ld, p->w.scale_ld);
     }
 }
 
@@ -156,7 +182,7 @@ static void pack_share(const struct lane *l, struct loading *s, const struct mat
                 atomic_store(&s->bad, w);
         }
         advise_rows(w, from, to, MADV_DONTNEED);
-        atomic_fetch_add(&s->done, (to - from) * w->plain.code_ld);
+        atomic_fetch_add(&s->done, stored_bytes(w, to - from));
     }
 }
 
@@ -185,7 +211,7 @@ static void pack(const struct lane *l, void *arg)
 static const struct tensor *tensor_of(const struct model *m, const struct matrix *w)
 {
     for (size_t i = 0; i < store_count(m->store); i++)
-        if (store_at(m->store, i)->data == w->plain.codes)
+        if (store_at(m->store, i)->data == w->stored.codes)
             return store_at(m->store, i);
     return NULL;
 }
@@ -207,18 +233,20 @@ static int outcome(const struct loading *s, dsv4_err *err)
 int weights_load(struct model *m, struct pool *pool, dsv4_progress_fn progress, void *arg,
                  dsv4_err *err)
 {
-    struct loading s = {.m = m, .order_n = m->n_matrix, .progress = progress, .arg = arg};
+    struct loading s = {.m = m, .progress = progress, .arg = arg};
     uint64_t bytes[MAX_NODES] = {0};
-    if (m->n_matrix == 0)
-        return outcome(&s, err); /* every matrix is used as it lies in the checkpoint */
     TRY(shape_parts(m, pool, bytes, err));
     TRY(place_parts(m, pool, bytes, err));
     TRY(mem_alloc(&s.order, m->n_matrix, sizeof *s.order, "the order of reading", err));
-    memcpy(s.order, m->matrix, m->n_matrix * sizeof *s.order);
-    qsort(s.order, m->n_matrix, sizeof *s.order, by_place); /* disks like their order */
-    for (size_t i = 0; i < m->n_matrix; i++)
-        s.total += (uint64_t)m->matrix[i]->rows * m->matrix[i]->plain.code_ld;
-    pool_run(pool, pack, &s);
+    for (size_t i = 0; i < m->n_matrix; i++) {
+        if (in_place(m->matrix[i], pool))
+            continue;
+        s.order[s.order_n++] = m->matrix[i];
+        s.total += stored_bytes(m->matrix[i], m->matrix[i]->rows);
+    }
+    qsort(s.order, s.order_n, sizeof *s.order, by_place); /* disks like their order */
+    if (s.order_n > 0)
+        pool_run(pool, pack, &s);
     free(s.order);
-    return outcome(&s, err);
+    return s.order_n > 0 ? outcome(&s, err) : 0;
 }

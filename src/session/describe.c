@@ -32,21 +32,11 @@ static json_t *child(struct out *o, json_t *object, const char *key, json_t *j)
     return j;
 }
 
-/* Not json_dumps(): when its buffer cannot grow, jansson 2.14 may leave out a key and carry on. */
 static int finish(struct out *o, char **json, dsv4_err *err)
 {
-    const size_t flags = JSON_INDENT(1);
-    size_t len = o->failed ? 0 : json_dumpb(o->root, NULL, 0, flags);
-    char *text = len ? malloc(len + 1) : NULL;
-    bool whole = text && json_dumpb(o->root, text, len, flags) == len;
+    int rc = json_write(json, o->failed ? NULL : o->root, JSON_INDENT(1), err);
     json_decref(o->root);
-    if (!whole) {
-        free(text);
-        return err_memory(err, len, "a description");
-    }
-    text[len] = 0;
-    *json = text;
-    return 0;
+    return rc;
 }
 
 /* Bytes of weights that one token reads: everything once, of the routed experts its share. */

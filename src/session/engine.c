@@ -121,8 +121,8 @@ static int open_tokenizer(dsv4_engine *e, dsv4_err *err)
 static int open_parts(dsv4_engine *e, const char *dir, const dsv4_options *opt, dsv4_err *err)
 {
     TRY(checkpoint_open(&e->cp, dir, !opt->no_cache_quant, err));
-    if (!opt->exact && !opt->paged)
-        model_use_fast(e->cp.m);
+    if (!opt->exact)
+        model_use_fast(e->cp.m, opt->paged);
     TRY(plan_threads(&e->place, opt, err));
     TRY(plan_make(&e->plan, &e->cp, opt, &e->place, false, err));
     TRY(open_tokenizer(e, err));

@@ -7,55 +7,6 @@
 
 enum { DEFAULT_BATCH = 256, DEFAULT_REWIND = 64, MAX_BATCH = 65536, MAX_SEQUENCES = 4096 };
 
-/* ORDER CLASSES */
-const char *tensor_class_name(enum tensor_class c)
-{
-    static const char *const name[N_CLASSES] = {
-        "embedding",      "output head",        "attention",      "indexer and compressors",
-        "routed experts", "shared experts",     "routers",        "norms and mHC",
-        "Engram tables",  "Engram projections", "drafting heads", "vision",
-        "other"};
-    return name[c];
-}
-
-enum tensor_class tensor_class_of(const char *n)
-{
-    if (strncmp(n, "mtp.", 4) == 0)
-        return CLASS_DRAFT;
-    if (strncmp(n, "vision.", 7) == 0 || strncmp(n, "aligner.", 8) == 0 ||
-        strncmp(n, "image_", 6) == 0)
-        return CLASS_VISION;
-    if (strncmp(n, "embed.", 6) == 0)
-        return CLASS_EMBED;
-    if (strncmp(n, "head.", 5) == 0)
-        return CLASS_HEAD;
-    if (strncmp(n, "norm.", 5) == 0 || strncmp(n, "hc_head", 7) == 0)
-        return CLASS_SMALL;
-    if (strncmp(n, "layers.", 7) != 0)
-        return CLASS_OTHER;
-    const char *p = strchr(n + 7, '.');
-    if (!p)
-        return CLASS_OTHER;
-    p++;
-    if (strncmp(p, "engram.embed.", 13) == 0)
-        return CLASS_ENGRAM_TABLE;
-    if (strncmp(p, "engram.", 7) == 0)
-        return CLASS_ENGRAM;
-    if (strncmp(p, "ffn.experts.", 12) == 0)
-        return CLASS_EXPERTS;
-    if (strncmp(p, "ffn.shared_experts.", 19) == 0)
-        return CLASS_SHARED;
-    if (strncmp(p, "ffn.gate.", 9) == 0)
-        return CLASS_ROUTER;
-    if (strncmp(p, "attn.compressor.", 16) == 0 || strncmp(p, "attn.indexer.", 13) == 0)
-        return CLASS_INDEXER;
-    if (strncmp(p, "attn.w", 6) == 0)
-        return CLASS_ATTENTION;
-    if (strncmp(p, "attn", 4) == 0 || strncmp(p, "ffn_norm", 8) == 0 || strncmp(p, "hc_", 3) == 0)
-        return CLASS_SMALL;
-    return CLASS_OTHER;
-}
-
 bool class_is_used(enum tensor_class c)
 {
     return c != CLASS_DRAFT && c != CLASS_VISION && c != CLASS_OTHER;
@@ -65,6 +16,21 @@ bool tensor_is_read(const struct tensor *t)
 {
     enum tensor_class c = tensor_class_of(t->name);
     return class_is_used(c) && c != CLASS_ENGRAM_TABLE;
+}
+
+/* Numbers in a tensor, scales not counted; panels may have a few rows more than the matrix. */
+static uint64_t tensor_weights(const struct checkpoint *c, const struct tensor *t)
+{
+    char matrix[512];
+    size_t n = strlen(t->name);
+    bool scale = n > 6 && strcmp(t->name + n - 6, ".scale") == 0;
+    if (scale && t->dtype == DTYPE_E8M0)
+        return 0;
+    snprintf(matrix, sizeof matrix, "%.*s", (int)(n > 6 ? n - (scale ? 6 : 7) : 0), t->name);
+    const struct wtype *type = packing_type(c->cfg->packing, matrix);
+    if (!type)
+        return t->bytes / dtype_size(t->dtype) * (t->dtype == DTYPE_I8 ? 2 : 1);
+    return scale ? 0 : t->bytes / wformat_row_bytes(type->format, GROUP) * GROUP;
 }
 
 void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASSES])
@@ -80,10 +46,7 @@ void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASS
         s->tensors++;
         s->bytes += t->bytes;
         s->by_dtype[t->dtype] += t->bytes;
-        size_t n = strlen(t->name);
-        bool scale = n > 6 && strcmp(t->name + n - 6, ".scale") == 0;
-        if (!scale || t->dtype != DTYPE_E8M0)
-            s->weights += t->bytes / dtype_size(t->dtype) * (t->dtype == DTYPE_I8 ? 2 : 1);
+        s->weights += tensor_weights(c, t);
     }
 }
 

@@ -21,34 +21,14 @@ int checkpoint_read(const char *dir, const char *name, char **text, size_t *len,
 
 /* ------------------------------------------------------------------ memory plan (plan.c) */
 
-/* What tensors of a checkpoint are for. ORDER CLASSES: class_name (plan.c) */
-enum tensor_class {
-    CLASS_EMBED,
-    CLASS_HEAD,
-    CLASS_ATTENTION,
-    CLASS_INDEXER, /* and compressors */
-    CLASS_EXPERTS,
-    CLASS_SHARED,
-    CLASS_ROUTER,
-    CLASS_SMALL, /* norms, mHC */
-    CLASS_ENGRAM_TABLE,
-    CLASS_ENGRAM,
-    CLASS_DRAFT,  /* mtp.*: recognised, not used yet */
-    CLASS_VISION, /* likewise */
-    CLASS_OTHER,
-    N_CLASSES
-};
-
 struct class_sum {
     uint64_t tensors, bytes, weights; /* weights: numbers, without scales */
     uint64_t by_dtype[N_DTYPES];      /* bytes */
 };
 
 bool class_is_used(enum tensor_class c);
-enum tensor_class tensor_class_of(const char *official_name);
 /* Weights that every token may need: not the Engram tables, nor what is not used yet. */
 bool tensor_is_read(const struct tensor *t);
-const char *tensor_class_name(enum tensor_class c);
 void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASSES]);
 
 struct plan {

@@ -30,6 +30,7 @@ static void add_config(XXH3_state_t *s, const struct config *c)
 {
     struct config plain;
     memcpy(&plain, c, sizeof plain);
+    plain.packing = NULL; /* add_weights sees what it describes */
     plain.ratio = NULL;
     plain.kv_source = plain.index_source = NULL;
     plain.engram_layer = NULL;

@@ -188,7 +188,7 @@ static int open_parts(dsv4_engine *e, const char *config, size_t len, const dsv4
         return err_set(err, DSV4_USAGE, "weights that are made up cannot be paged from disk");
     TRY(bind_slice(&e->cp, config, len, slice, !opt->no_cache_quant, false, err));
     if (!opt->exact)
-        model_use_fast(e->cp.m);
+        model_use_fast(e->cp.m, false);
     TRY(plan_threads(&e->place, opt, err));
     TRY(plan_make(&e->plan, &e->cp, opt, &e->place, false, err));
     TRY(pool_open(&e->pool, &e->place, err));

@@ -47,17 +47,9 @@ int dsv4_timings(const dsv4_engine *e, char **json, dsv4_err *err)
     if (!e->batch->spent)
         return err_set(err, DSV4_USAGE, "only synthetic engines keep timings");
     json_t *j = timings_json(e->batch);
-    size_t len = j ? json_dumpb(j, NULL, 0, JSON_COMPACT) : 0;
-    char *text = len ? malloc(len + 1) : NULL;
-    bool whole = text && json_dumpb(j, text, len, JSON_COMPACT) == len;
+    int rc = json_write(json, j, JSON_COMPACT, err);
     json_decref(j);
-    if (!whole) {
-        free(text);
-        return err_memory(err, len, "timings");
-    }
-    text[len] = 0;
-    *json = text;
-    return 0;
+    return rc;
 }
 
 void dsv4_timings_reset(dsv4_engine *e)

@@ -1,0 +1,161 @@
+/* convert.h - a checkpoint becomes a converted directory (docs/quantization.md): safetensors shards whose
+ * matrices are the panels that kernels stream, so that an engine maps them and starts.
+ *
+ *   source   what is read: a directory, its config, its tensors
+ *   plan     which output tensor is made of what, in which type, at which byte of which shard; a list of
+ *            jobs that may be changed until plan_layout()
+ *   run      lanes take pieces of jobs in order and write them where they belong
+ *   output   the directory under way: what is finished, how to go on, its last step
+ */
+#ifndef DSV4_CONVERT_H
+#define DSV4_CONVERT_H
+
+#include "quant/quant.h"
+#include "src/load/load.h"
+#include "src/system/system.h"
+
+/* ------------------------------------------------------------------ source.c */
+
+struct source {
+    char *dir;
+    char *config; /* the text of config.json */
+    size_t config_len;
+    struct config *cfg;
+    struct store *store;
+    struct kernels k;
+};
+
+int source_open(struct source *s, const char *dir, dsv4_err *err);
+void source_close(struct source *s);
+
+/* Row r of a matrix of the source as floats [w->cols]. */
+void source_row(const struct source *s, const struct wmat *w, size_t r, float *out);
+
+/* Values in n bytes of a tensor that are NaN or infinite (e8m0: 255). With `zeroed` (a copy of the bytes)
+ * they are replaced by zeros. */
+size_t bad_values(enum dtype t, const uint8_t *data, size_t n, uint8_t *zeroed);
+
+/* Gives the pages of a range of the mapped source back. */
+void source_done(const uint8_t *p, size_t n);
+
+/* ------------------------------------------------------------------ rules.c */
+
+/* Which type matrices get; later rules win. */
+struct rule {
+    const char *pattern;      /* glob for names without .weight; NULL: by class */
+    unsigned classes;         /* bits 1 << tensor_class */
+    const struct wtype *type; /* NULL: as in the source */
+    bool if_smaller;          /* only where the result takes fewer bytes than the source's format */
+    bool must_match;          /* a rule that a person wrote for something */
+    const char *text;         /* for messages */
+    bool matched;
+};
+
+struct rules {
+    struct rule *rule;
+    size_t n, cap;
+    char **owned;
+    size_t n_owned, cap_owned;
+};
+
+/* What the options say, in the order: preset, type, classes, file of rules, patterns. */
+int rules_make(struct rules *r, const dsv4_convert_options *o, dsv4_err *err);
+void rules_close(struct rules *r);
+/* The rule that decides about a matrix; NULL: none does. */
+struct rule *rules_find(struct rules *r, const char *name, enum tensor_class c);
+
+/* ------------------------------------------------------------------ plan.c */
+
+enum job_kind {
+    JOB_COPY,   /* the bytes of the source */
+    JOB_PANELS, /* panels of the source stay: their bytes, codes and scales */
+    JOB_PACK,   /* plain rows of the source in the same format, as panels */
+    JOB_ENCODE, /* rows as floats, encoded, as panels */
+};
+
+/* One tensor of the output, or a matrix NAME.weight with its NAME.scale. */
+struct job {
+    enum job_kind kind;
+    enum tensor_class class;
+    const char *name;          /* of the tensor (a matrix: NAME.weight) */
+    const struct tensor *from; /* in the source */
+    struct wmat in;            /* matrices: the source; .rows, .cols are those of the output, too */
+    const struct wtype *type;  /* matrices: of the output; NULL for copies */
+    struct wmat out;           /* matrices: panels without addresses */
+    /* plan_layout() */
+    uint32_t shard;
+    uint64_t at[2], bytes[2]; /* of codes (or all data) and scales, in the shard's data */
+};
+
+struct shard {
+    char *name, *header; /* the file; length, JSON and spaces up to the data */
+    size_t header_len;
+    uint64_t bytes;       /* with the header */
+    size_t first, n_jobs; /* of plan.job */
+};
+
+struct plan {
+    const struct source *source;
+    struct job *job; /* in the order of reading */
+    size_t n;
+    struct shard *shard;
+    size_t n_shards;
+    char *config; /* config.json of the output */
+    uint64_t bytes, source_bytes;
+    uint64_t identity; /* of source and plan: what a conversion under way can be continued with */
+};
+
+/* All tensors of the source with what the rules say. */
+int convert_plan(struct plan *p, const struct source *s, struct rules *r, dsv4_err *err);
+/* Sets the type of a matrix; false when it cannot be packed like that (columns no multiple of 32). */
+bool job_set_type(struct job *j, const struct wtype *type);
+void convert_plan_close(struct plan *p);
+/* What it amounts to, as JSON text. */
+int convert_plan_json(const struct plan *p, char **json, dsv4_err *err);
+
+/* ------------------------------------------------------------------ layout.c */
+
+/* Shards of about so many bytes, the place of everything in them, their headers. */
+int plan_layout(struct plan *p, uint64_t shard_bytes, dsv4_err *err);
+/* The output's config.json: the source's, with what is packed how. */
+int plan_config(struct plan *p, dsv4_err *err);
+/* The output's model.safetensors.index.json; sum[i] of shard i ("" : none). */
+int plan_index(const struct plan *p, char *const *sum, struct bytes *out, dsv4_err *err);
+
+/* ------------------------------------------------------------------ output.c */
+
+/* The directory under way: PATH.partial until it is complete. */
+struct output {
+    const struct plan *plan;
+    char *final, *partial;
+    int dir;         /* PATH.partial, locked */
+    int fd;          /* the shard being written */
+    size_t shard;    /* its number: those before are complete */
+    uint64_t pieces; /* of it that are written for certain */
+    char **sum;      /* [n_shards] of complete shards */
+};
+
+/* Creates the directory, or finds out how far an earlier run has come. Refuses a destination that exists and
+ * is not empty, a partial one of another plan, one that another process is writing, a disk too small. */
+int output_open(struct output *o, const struct plan *p, const char *path, bool restart,
+                dsv4_err *err);
+/* The shard o->shard, at its full size and with its header. */
+int output_begin(struct output *o, dsv4_err *err);
+int output_write(const struct output *o, uint64_t at, const void *data, size_t n, dsv4_err *err);
+/* Everything before piece `pieces` of the shard is on the disk from here on. */
+int output_mark(struct output *o, uint64_t pieces, dsv4_err *err);
+/* The shard is complete: sum, sync; on to the next. */
+int output_end(struct output *o, dsv4_err *err);
+/* All shards are complete: tokenizer and other files, index, config, and the final name. */
+int output_finish(struct output *o, dsv4_err *err);
+/* What is not finished stays, to be continued. */
+void output_close(struct output *o);
+
+/* The checksum of a file as "xxh128:HEX"; empty in builds without xxHash. Reads it all. */
+int file_sum(char **out, const char *path, dsv4_progress_fn progress, void *arg, dsv4_err *err);
+
+/* ------------------------------------------------------------------ run.c */
+
+int convert_run(struct output *o, const dsv4_convert_options *opt, dsv4_err *err);
+
+#endif

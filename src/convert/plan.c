@@ -1,0 +1,307 @@
+/* What a conversion will do: a job for every tensor of the source, in the order in which they lie in its
+ * files. Reads names, shapes and the config, no weight. */
+#include "convert.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NAME_CAP = 256 };
+
+/* ------------------------------------------------------------------ one matrix */
+
+/* Bytes a panel takes in a format: its scales included. */
+static uint64_t panel_bytes(const struct wmat *w)
+{
+    struct wmat shape = panel_shape(w, PANEL);
+    return (uint64_t)shape.code_ld + shape.scale_ld;
+}
+
+/* The matrix in another type, plain, no addresses. */
+static struct wmat retyped(const struct wmat *w, const struct wtype *type)
+{
+    return (struct wmat){.format = type->format,
+                         .rows = w->rows,
+                         .cols = w->cols,
+                         .block_rows = 1,
+                         .block_cols = GROUP,
+                         .table = type->table};
+}
+
+/* The source's own format as panels. */
+static bool set_native(struct job *j)
+{
+    struct wmat plain = j->in;
+    plain.panels = false;
+    if (!panel_fits(&plain) || !(j->type = wtype_of(&plain)))
+        return false;
+    j->kind = j->in.panels ? JOB_PANELS : JOB_PACK;
+    j->out = panel_shape(&plain, plain.rows);
+    return true;
+}
+
+bool job_set_type(struct job *j, const struct wtype *type)
+{
+    if (!type || type == wtype_of(&j->in))
+        return set_native(j);
+    struct wmat plain = retyped(&j->in, type);
+    if (!panel_fits(&plain))
+        return false;
+    j->kind = JOB_ENCODE;
+    j->type = type;
+    j->out = panel_shape(&plain, plain.rows);
+    return true;
+}
+
+static bool smaller(const struct wmat *in, const struct wtype *type)
+{
+    struct wmat to = retyped(in, type);
+    return !type || panel_bytes(&to) < panel_bytes(in);
+}
+
+/* Matrices of the model that are multiplied with; embeddings and tables are looked up by rows. */
+static bool is_matrix(const struct source *s, const struct tensor *t, enum tensor_class c)
+{
+    const unsigned classes = 1u << CLASS_HEAD | 1u << CLASS_ATTENTION | 1u << CLASS_INDEXER |
+                             1u << CLASS_EXPERTS | 1u << CLASS_SHARED | 1u << CLASS_ROUTER |
+                             1u << CLASS_ENGRAM;
+    char name[NAME_CAP];
+    return t->rank == 2 && (classes >> c & 1) && matrix_name(t->name, name, sizeof name) &&
+           matrix_packs(s->cfg, t->name);
+}
+
+static int add_matrix(struct plan *p, const struct source *s, struct rules *r,
+                      const struct tensor *t, struct job *j, dsv4_err *err)
+{
+    char name[NAME_CAP];
+    TRY(matrix_find(&j->in, s->store, s->cfg, t->name, 0, 0, err));
+    matrix_name(t->name, name, sizeof name);
+    struct rule *rule = rules_find(r, name, j->class);
+    const struct wtype *type = rule ? rule->type : NULL;
+    if (type && rule->if_smaller && !smaller(&j->in, type))
+        type = NULL;
+    if (!job_set_type(j, type) && !set_native(j))
+        return 0; /* stays plain: a copy, its scales another */
+    p->n++;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ all of them */
+
+static int by_place(const void *a, const void *b)
+{
+    const struct tensor *x = ((const struct job *)a)->from, *y = ((const struct job *)b)->from;
+    int c = strcmp(x->path, y->path);
+    return c ? c : (x->data > y->data) - (x->data < y->data);
+}
+
+/* Is it the scales of a matrix that is packed? Then they are part of that job. */
+static bool belongs_to(const struct plan *p, const struct source *s, const struct tensor *t)
+{
+    char name[NAME_CAP];
+    size_t n = strlen(t->name);
+    if (n <= 6 || n + 2 > sizeof name || strcmp(t->name + n - 6, ".scale") != 0)
+        return false;
+    snprintf(name, sizeof name, "%.*s.weight", (int)(n - 6), t->name);
+    const struct tensor *w = store_find(s->store, name);
+    for (size_t lo = 0, hi = p->n; w && lo < hi;) { /* jobs are still ascending by name */
+        size_t mid = lo + (hi - lo) / 2;
+        int c = strcmp(p->job[mid].name, name);
+        if (c == 0)
+            return p->job[mid].type != NULL;
+        if (c < 0)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return false;
+}
+
+static int add_tensor(struct plan *p, const struct source *s, struct rules *r,
+                      const struct tensor *t, dsv4_err *err)
+{
+    struct job *j = &p->job[p->n];
+    *j = (struct job){.class = tensor_class_of(t->name), .name = t->name, .from = t};
+    if (is_matrix(s, t, j->class)) {
+        size_t before = p->n;
+        TRY(add_matrix(p, s, r, t, j, err));
+        if (p->n > before)
+            return 0;
+    }
+    j->kind = JOB_COPY;
+    j->bytes[0] = t->bytes;
+    p->n++;
+    return 0;
+}
+
+static size_t distance_to(const char *a, const char *b)
+{
+    size_t row[NAME_CAP + 1], n = strnlen(b, NAME_CAP);
+    for (size_t j = 0; j <= n; j++)
+        row[j] = j;
+    for (size_t i = 1; *a; a++, i++) {
+        size_t before = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= n; j++) {
+            size_t best = before + (*a != b[j - 1]);
+            before = row[j];
+            best = before + 1 < best ? before + 1 : best;
+            row[j] = row[j - 1] + 1 < best ? row[j - 1] + 1 : best;
+        }
+    }
+    return row[n];
+}
+
+/* Names like the pattern, for whoever mistyped it. */
+static int refuse_unmatched(const struct plan *p, const struct rule *rule, dsv4_err *err)
+{
+    enum { SHOWN = 3 };
+    const char *near[SHOWN] = {0};
+    size_t how_far[SHOWN];
+    char name[NAME_CAP], list[SHOWN * (NAME_CAP + 2)] = "";
+    for (size_t i = 0; i < p->n; i++) {
+        if (!p->job[i].type)
+            continue;
+        matrix_name(p->job[i].name, name, sizeof name);
+        size_t d = distance_to(name, rule->pattern), at = SHOWN;
+        while (at > 0 && (!near[at - 1] || how_far[at - 1] > d))
+            at--;
+        if (at == SHOWN)
+            continue;
+        memmove(near + at + 1, near + at, (SHOWN - 1 - at) * sizeof *near);
+        memmove(how_far + at + 1, how_far + at, (SHOWN - 1 - at) * sizeof *how_far);
+        near[at] = p->job[i].name;
+        how_far[at] = d;
+    }
+    for (int i = 0; i < SHOWN && near[i]; i++) {
+        matrix_name(near[i], name, sizeof name);
+        strcat(strcat(list, i ? ", " : ""), name);
+    }
+    return err_set(err, DSV4_USAGE, "the rule \"%.80s\" fits no matrix; near are %s", rule->text,
+                   list);
+}
+
+int convert_plan(struct plan *p, const struct source *s, struct rules *r, dsv4_err *err)
+{
+    size_t n = store_count(s->store), kept = 0;
+    *p = (struct plan){.source = s, .source_bytes = store_bytes(s->store)};
+    TRY(mem_alloc(&p->job, n, sizeof *p->job, "a plan", err));
+    int rc = 0;
+    for (size_t i = 0; i < n && rc == 0; i++)
+        rc = add_tensor(p, s, r, store_at(s->store, i), err);
+    for (size_t i = 0; i < r->n && rc == 0; i++)
+        if (r->rule[i].must_match && !r->rule[i].matched)
+            rc = refuse_unmatched(p, &r->rule[i], err);
+    for (size_t i = 0; i < p->n; i++) /* looks at jobs by name: marks first, then closes the gaps */
+        if (p->job[i].kind == JOB_COPY && belongs_to(p, s, p->job[i].from))
+            p->job[i].from = NULL;
+    for (size_t i = 0; i < p->n; i++)
+        if (p->job[i].from)
+            p->job[kept++] = p->job[i];
+    p->n = kept;
+    if (rc != 0) {
+        convert_plan_close(p);
+        return rc;
+    }
+    qsort(p->job, p->n, sizeof *p->job, by_place);
+    return 0;
+}
+
+void convert_plan_close(struct plan *p)
+{
+    for (size_t i = 0; i < p->n_shards; i++) {
+        free(p->shard[i].name);
+        free(p->shard[i].header);
+    }
+    free(p->shard);
+    free(p->config);
+    free(p->job);
+    *p = (struct plan){0};
+}
+
+/* ------------------------------------------------------------------ told */
+
+/* What a source tensor is called where a type stands. */
+static const char *source_type(const struct job *j)
+{
+    return j->type ? wformat_name(j->in.format) : dtype_name(j->from->dtype);
+}
+
+/* Jobs of one class with the same types before and after. */
+struct line {
+    enum tensor_class class;
+    const char *from, *to;
+    uint64_t count, before, after;
+};
+
+static uint64_t bytes_before(const struct plan *p, const struct job *j)
+{
+    char name[NAME_CAP];
+    const struct tensor *s = NULL;
+    if (j->type && scale_name(j->name, name, sizeof name))
+        s = store_find(p->source->store, name);
+    return j->from->bytes + (s ? s->bytes : 0);
+}
+
+static int add_line(struct line **line, size_t *n, size_t *cap, const struct plan *p,
+                    const struct job *j, dsv4_err *err)
+{
+    const char *from = source_type(j), *to = j->type ? j->type->name : "as it is";
+    size_t i = 0;
+    while (i < *n && ((*line)[i].class != j->class || strcmp((*line)[i].from, from) != 0 ||
+                      strcmp((*line)[i].to, to) != 0))
+        i++;
+    if (i == *n) {
+        TRY(mem_grow(line, cap, *n + 1, sizeof **line, "a plan", err));
+        (*line)[(*n)++] = (struct line){.class = j->class, .from = from, .to = to};
+    }
+    (*line)[i].count++;
+    (*line)[i].before += bytes_before(p, j);
+    (*line)[i].after += j->bytes[0] + j->bytes[1];
+    return 0;
+}
+
+static int by_class(const void *a, const void *b)
+{
+    const struct line *x = a, *y = b;
+    if (x->class != y->class)
+        return x->class < y->class ? -1 : 1;
+    return x->after > y->after ? -1 : x->after < y->after;
+}
+
+int convert_plan_json(const struct plan *p, char **json, dsv4_err *err)
+{
+    struct line *line = NULL;
+    size_t n = 0, cap = 0;
+    uint64_t memory = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        const struct job *j = &p->job[i];
+        int rc = add_line(&line, &n, &cap, p, j, err);
+        if (rc != 0) {
+            free(line);
+            return rc;
+        }
+        if (j->class != CLASS_ENGRAM_TABLE && j->class < CLASS_DRAFT)
+            memory += j->bytes[0] + j->bytes[1];
+    }
+    if (n > 1)
+        qsort(line, n, sizeof *line, by_class);
+    json_t *root =
+        json_pack("{s:s, s:I, s:I, s:I, s:I, s:[]}", "source", p->source->dir, "source_bytes",
+                  (json_int_t)p->source_bytes, "bytes", (json_int_t)p->bytes, "shards",
+                  (json_int_t)p->n_shards, "weights_in_memory", (json_int_t)memory, "tensors");
+    json_t *list = json_object_get(root, "tensors");
+    bool whole = list != NULL;
+    for (size_t i = 0; i < n && whole; i++)
+        whole = json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:I, s:I, s:I}", "class",
+                                                      tensor_class_name(line[i].class), "from",
+                                                      line[i].from, "to", line[i].to, "tensors",
+                                                      (json_int_t)line[i].count, "bytes_before",
+                                                      (json_int_t)line[i].before, "bytes",
+                                                      (json_int_t)line[i].after)) == 0;
+    free(line);
+    int rc = whole ? json_write(json, root, JSON_INDENT(1), err) : err_memory(err, 0, "a plan");
+    json_decref(root);
+    return rc;
+}

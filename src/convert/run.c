@@ -1,0 +1,402 @@
+/* The work of a conversion: lanes take pieces of a shard in order, make them and write them where they
+ * belong. What a piece is depends on the plan alone, and no piece on another one: the same bytes come of any
+ * number of threads, and of a run that was interrupted and continued. */
+#include "convert.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STEP ((uint64_t)1 << 20) /* bytes of codes in a piece, or one panel */
+
+enum { MARK_SECONDS = 10 };
+
+/* What one lane works with. */
+struct desk {
+    _Atomic uint64_t at; /* no piece before this one is still in work here */
+    uint8_t *codes, *scales;
+    uint8_t *plain, *plain_scales; /* a panel's rows, encoded */
+    float *row;
+};
+
+struct run {
+    struct output *out;
+    const struct plan *plan;
+    const dsv4_convert_options *opt;
+    struct pool *pool;
+    struct desk *desk; /* [lanes] */
+    uint64_t *first;   /* [jobs of the largest shard + 1] number of a job's first piece */
+    uint64_t pieces;   /* of the shard */
+    _Atomic uint64_t next, done;
+    uint64_t marked; /* bytes done at the last mark */
+    double marked_time, shown_time;
+    _Atomic uint64_t zeroed; /* values that were NaN or infinite */
+    atomic_bool stop, failed;
+    int rc; /* of the lane that failed first */
+    dsv4_err err;
+};
+
+/* ------------------------------------------------------------------ pieces */
+
+static uint64_t ceil_div(uint64_t a, uint64_t b)
+{
+    return a / b + (a % b != 0);
+}
+
+static bool by_panels(const struct job *j)
+{
+    return j->kind == JOB_PACK || j->kind == JOB_ENCODE;
+}
+
+static size_t panels_a_piece(const struct job *j)
+{
+    return STEP > j->out.code_ld ? (size_t)(STEP / j->out.code_ld) : 1;
+}
+
+static uint64_t pieces_of(const struct job *j)
+{
+    if (by_panels(j))
+        return ceil_div(panel_count(&j->out), panels_a_piece(j));
+    return ceil_div(j->bytes[0], STEP) + ceil_div(j->bytes[1], STEP);
+}
+
+/* Bytes of the output in front of a place in the data of the shard. */
+static uint64_t file_at(const struct run *r, uint64_t at)
+{
+    return r->plan->shard[r->out->shard].header_len + at;
+}
+
+/* ------------------------------------------------------------------ values that are no numbers */
+
+static int refuse_bad(const struct job *j, size_t bad, dsv4_err *err)
+{
+    return err_set(
+        err, DSV4_REFUSED,
+        "%s: %s holds a NaN or an infinity (%zu where it was looked at last; --allow-nan "
+        "makes zeros of them)",
+        j->from->path, j->from->stored, bad);
+}
+
+/* What the bytes of codes (part 0) or scales of panels are to bad_values(). */
+static enum dtype panel_dtype(enum wformat f, int part)
+{
+    switch (f) {
+    case W_BF16: return DTYPE_BF16;
+    case W_E4M3: return part ? DTYPE_E8M0 : DTYPE_E4M3;
+    case W_E2M1: return part ? DTYPE_E8M0 : DTYPE_U8;
+    default: return part ? DTYPE_F16 : DTYPE_U8;
+    }
+}
+
+/* Looks for such values; `own` (the same bytes, ours) gets zeros where that is allowed. */
+static int settle(struct run *r, const struct job *j, enum dtype t, const uint8_t *data, size_t n,
+                  uint8_t *own, dsv4_err *err)
+{
+    size_t bad = bad_values(t, data, n, NULL);
+    if (bad == 0)
+        return 0;
+    if (!r->opt->allow_nan)
+        return refuse_bad(j, bad, err);
+    bad_values(t, data, n, own);
+    atomic_fetch_add(&r->zeroed, bad);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ making one */
+
+/* Bytes from .. from + n of codes or scales that stay as they are. */
+static int copy_piece(struct run *r, struct desk *d, const struct job *j, int part, uint64_t from,
+                      size_t n, dsv4_err *err)
+{
+    const uint8_t *all = !j->type ? j->from->data : part ? j->in.scales : j->in.codes;
+    const uint8_t *data = all + from;
+    enum dtype t = j->type ? panel_dtype(j->type->format, part) : j->from->dtype;
+    if (bad_values(t, data, n, NULL) > 0) {
+        memcpy(d->codes, data, n);
+        TRY(settle(r, j, t, data, n, d->codes, err));
+        data = d->codes;
+    }
+    TRY(output_write(r->out, file_at(r, j->at[part] + from), data, n, err));
+    source_done(all + from, n);
+    atomic_fetch_add(&r->done, n);
+    return 0;
+}
+
+static int copy_numbered(struct run *r, struct desk *d, const struct job *j, uint64_t piece,
+                         dsv4_err *err)
+{
+    uint64_t codes = ceil_div(j->bytes[0], STEP);
+    int part = piece >= codes;
+    uint64_t from = (piece - (part ? codes : 0)) * STEP, left = j->bytes[part] - from;
+    return copy_piece(r, d, j, part, from, (size_t)(left < STEP ? left : STEP), err);
+}
+
+/* Row `row` of the matrix, encoded, as row i of the desk's plain rows. */
+static int encode(struct run *r, struct desk *d, const struct job *j, const struct wmat *plain,
+                  size_t row, size_t i, dsv4_err *err)
+{
+    size_t cols = j->in.cols, bad = 0;
+    source_row(r->plan->source, &j->in, row, d->row);
+    for (size_t c = 0; c < cols; c++)
+        bad += isfinite(d->row[c]) ? 0 : 1;
+    if (bad > 0 && !r->opt->allow_nan)
+        return refuse_bad(j, bad, err);
+    for (size_t c = 0; bad > 0 && c < cols; c++)
+        d->row[c] = isfinite(d->row[c]) ? d->row[c] : 0;
+    atomic_fetch_add(&r->zeroed, bad);
+    encode_row(d->plain + i * plain->code_ld, d->plain_scales + i * plain->scale_ld, j->type,
+               d->row, cols, NULL, (enum effort)r->opt->effort);
+    return 0;
+}
+
+/* Sixteen rows from `row` on, encoded, as a panel. */
+static int encode_panel(struct run *r, struct desk *d, const struct job *j, size_t row,
+                        uint8_t *codes, uint8_t *scales, dsv4_err *err)
+{
+    struct wmat plain = j->out;
+    plain.panels = false;
+    plain.rows = j->in.rows - (uint32_t)row < PANEL ? j->in.rows - (uint32_t)row : PANEL;
+    plain.codes = d->plain;
+    plain.scales = d->plain_scales;
+    plain.code_ld /= PANEL;
+    plain.scale_ld /= PANEL;
+    for (size_t i = 0; i < plain.rows; i++)
+        TRY(encode(r, d, j, &plain, row + i, i, err));
+    panel_pack(codes, scales, &plain, 0);
+    return 0;
+}
+
+/* The rows r0 .. r1 of the source will not be read again. */
+static void rows_done(const struct job *j, size_t r0, size_t r1)
+{
+    size_t unit = j->in.panels ? PANEL : 1;
+    r1 = r1 < j->in.rows ? r1 : (j->in.rows + unit - 1) / unit * unit;
+    source_done(j->in.codes + r0 / unit * j->in.code_ld, (r1 - r0) / unit * j->in.code_ld);
+}
+
+static int panels_piece(struct run *r, struct desk *d, const struct job *j, uint64_t piece,
+                        dsv4_err *err)
+{
+    size_t each = panels_a_piece(j), first = (size_t)piece * each, all = panel_count(&j->out);
+    size_t n = all - first < each ? all - first : each;
+    size_t bytes[2] = {n * j->out.code_ld, n * j->out.scale_ld};
+    for (size_t i = 0; i < n; i++) {
+        uint8_t *codes = d->codes + i * j->out.code_ld, *scales = d->scales + i * j->out.scale_ld;
+        size_t row = (first + i) * PANEL;
+        if (j->kind == JOB_ENCODE)
+            TRY(encode_panel(r, d, j, row, codes, scales, err));
+        else
+            panel_pack(codes, scales, &j->in, row);
+    }
+    enum wformat f = j->type->format;
+    if (j->kind == JOB_PACK) {
+        TRY(settle(r, j, panel_dtype(f, 0), d->codes, bytes[0], d->codes, err));
+        TRY(settle(r, j, panel_dtype(f, 1), d->scales, bytes[1], d->scales, err));
+    }
+    TRY(output_write(r->out, file_at(r, j->at[0] + first * j->out.code_ld), d->codes, bytes[0],
+                     err));
+    TRY(output_write(r->out, file_at(r, j->at[1] + first * j->out.scale_ld), d->scales, bytes[1],
+                     err));
+    rows_done(j, first * PANEL, (first + n) * PANEL);
+    atomic_fetch_add(&r->done, bytes[0] + bytes[1]);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ all of them */
+
+static int make_piece(struct run *r, struct desk *d, uint64_t piece, dsv4_err *err)
+{
+    const struct shard *s = &r->plan->shard[r->out->shard];
+    size_t lo = 0, hi = s->n_jobs;
+    while (hi - lo > 1) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (r->first[mid] <= piece)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    const struct job *j = &r->plan->job[s->first + lo];
+    piece -= r->first[lo];
+    return by_panels(j) ? panels_piece(r, d, j, piece, err) : copy_numbered(r, d, j, piece, err);
+}
+
+/* Every piece before this one is written. */
+static uint64_t all_written(struct run *r)
+{
+    uint64_t least = atomic_load(&r->next);
+    for (int i = 1; i < pool_threads(r->pool); i++) {
+        uint64_t at = atomic_load(&r->desk[i].at);
+        least = at < least ? at : least;
+    }
+    return least < r->pieces ? least : r->pieces;
+}
+
+/* Between its pieces the first lane reports, and sees to it that not too much work would be lost. */
+static int look_up(struct run *r, dsv4_err *err)
+{
+    double now = clock_seconds();
+    uint64_t done = atomic_load(&r->done), every = r->opt->mark_bytes;
+    if (r->opt->progress && now - r->shown_time > 0.05) {
+        r->shown_time = now;
+        if (r->opt->progress(r->opt->progress_arg, done, r->plan->bytes))
+            return err_set(err, DSV4_INTERRUPTED,
+                           "interrupted; the same command goes on from here");
+    }
+    if (now - r->marked_time < MARK_SECONDS && !(every > 0 && done - r->marked >= every))
+        return 0;
+    r->marked_time = now;
+    r->marked = done;
+    return output_mark(r->out, all_written(r), err);
+}
+
+static void fail(struct run *r, int rc, const dsv4_err *err)
+{
+    if (!atomic_exchange(&r->failed, true)) {
+        r->rc = rc;
+        r->err = *err;
+    }
+    atomic_store(&r->stop, true);
+}
+
+static void work(const struct lane *l, void *arg)
+{
+    struct run *r = arg;
+    struct desk *d = &r->desk[l->id];
+    dsv4_err err;
+    while (!atomic_load(&r->stop)) {
+        atomic_store(&d->at, atomic_load(&r->next)); /* whatever is taken now is not before this */
+        uint64_t piece = atomic_fetch_add(&r->next, 1);
+        if (piece >= r->pieces)
+            break;
+        int rc = make_piece(r, d, piece, &err);
+        if (rc == 0 && l->id == 0)
+            rc = look_up(r, &err);
+        if (rc != 0) {
+            fail(r, rc, &err);
+            return;
+        }
+    }
+    atomic_store(&d->at, UINT64_MAX);
+}
+
+static int run_shard(struct run *r, dsv4_err *err)
+{
+    const struct shard *s = &r->plan->shard[r->out->shard];
+    r->pieces = 0;
+    for (size_t i = 0; i < s->n_jobs; i++) {
+        r->first[i] = r->pieces;
+        r->pieces += pieces_of(&r->plan->job[s->first + i]);
+    }
+    uint64_t begin = r->out->pieces < r->pieces ? r->out->pieces : r->pieces;
+    atomic_store(&r->next, begin);
+    for (int i = 0; i < pool_threads(r->pool); i++)
+        atomic_store(&r->desk[i].at, begin);
+    TRY(output_begin(r->out, err));
+    pool_run(r->pool, work, r);
+    if (atomic_load(&r->failed)) {
+        if (err)
+            *err = r->err;
+        return r->rc;
+    }
+    return output_end(r->out, err);
+}
+
+/* ------------------------------------------------------------------ what lanes need */
+
+/* The largest of every buffer over all jobs. */
+struct needs {
+    size_t codes, scales, plain, plain_scales, row;
+};
+
+static void raise(size_t *a, size_t b)
+{
+    *a = *a > b ? *a : b;
+}
+
+static struct needs needs_of(const struct plan *p)
+{
+    struct needs n = {.codes = STEP};
+    for (size_t i = 0; i < p->n; i++) {
+        const struct job *j = &p->job[i];
+        if (!by_panels(j))
+            continue;
+        raise(&n.codes, panels_a_piece(j) * j->out.code_ld);
+        raise(&n.scales, panels_a_piece(j) * j->out.scale_ld);
+        if (j->kind != JOB_ENCODE)
+            continue;
+        raise(&n.plain, j->out.code_ld);
+        raise(&n.plain_scales, j->out.scale_ld);
+        raise(&n.row, j->in.cols);
+    }
+    return n;
+}
+
+/* As many lanes as asked for, fewer where their buffers would take too much memory. */
+static int choose_lanes(const struct needs *n, const dsv4_convert_options *opt, int *lanes,
+                        dsv4_err *err)
+{
+    uint64_t each = n->codes + n->scales + n->plain + n->plain_scales + 4 * (uint64_t)n->row;
+    uint64_t room = opt->max_ram ? opt->max_ram : mem_available() / 4;
+    *lanes =
+        opt->threads ? (int)(opt->threads < MAX_LANES ? opt->threads : MAX_LANES) : pool_cores();
+    if (room < each)
+        return err_set(err, DSV4_NO_MEMORY,
+                       "a thread needs %llu bytes for its part of a matrix; %llu may be used",
+                       (unsigned long long)each, (unsigned long long)room);
+    if (room / each < (uint64_t)*lanes)
+        *lanes = (int)(room / each);
+    return 0;
+}
+
+static int open_desks(struct run *r, const struct needs *n, int lanes, dsv4_err *err)
+{
+    static const char what[] = "a thread's part of a matrix";
+    size_t most = 0;
+    for (size_t i = 0; i < r->plan->n_shards; i++)
+        raise(&most, r->plan->shard[i].n_jobs);
+    TRY(mem_alloc(&r->first, most, sizeof *r->first, "pieces", err));
+    TRY(mem_alloc(&r->desk, (size_t)lanes, sizeof *r->desk, what, err));
+    for (int i = 0; i < lanes; i++) {
+        struct desk *d = &r->desk[i];
+        TRY(mem_alloc(&d->codes, n->codes, 1, what, err));
+        TRY(mem_alloc(&d->scales, n->scales, 1, what, err));
+        TRY(mem_alloc(&d->plain, n->plain, 1, what, err));
+        TRY(mem_alloc(&d->plain_scales, n->plain_scales, 1, what, err));
+        TRY(mem_alloc(&d->row, n->row, sizeof *d->row, what, err));
+    }
+    return 0;
+}
+
+static void close_desks(struct run *r, int lanes)
+{
+    for (int i = 0; r->desk && i < lanes; i++) {
+        struct desk *d = &r->desk[i];
+        free(d->codes);
+        free(d->scales);
+        free(d->plain);
+        free(d->plain_scales);
+        free(d->row);
+    }
+    free(r->desk);
+    free(r->first);
+}
+
+int convert_run(struct output *o, const dsv4_convert_options *opt, dsv4_err *err)
+{
+    struct run r = {.out = o, .plan = o->plan, .opt = opt, .marked_time = clock_seconds()};
+    struct needs n = needs_of(o->plan);
+    int lanes;
+    TRY(choose_lanes(&n, opt, &lanes, err));
+    for (size_t i = 0; i < o->shard; i++)
+        r.done += o->plan->shard[i].bytes;
+    int rc = pool_open_threads(&r.pool, lanes, err);
+    if (rc == 0)
+        rc = open_desks(&r, &n, lanes, err);
+    while (rc == 0 && o->shard < o->plan->n_shards)
+        rc = run_shard(&r, err);
+    if (rc == 0 && opt->progress)
+        opt->progress(opt->progress_arg, o->plan->bytes, o->plan->bytes);
+    close_desks(&r, lanes);
+    pool_close(r.pool);
+    return rc;
+}

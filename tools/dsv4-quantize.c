@@ -1,0 +1,222 @@
+/* The program dsv4-quantize: a checkpoint becomes a directory that maps and starts at once, in the types that
+ * were asked for. What is done stands in src/convert; here are options, progress and the tables for people. */
+#include "process.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ------------------------------------------------------------------ options */
+
+enum { EFFORT_FAST, EFFORT_NORMAL };
+
+struct values {
+    bool help, version, json, quiet, dry_run, verify, allow_nan, restart;
+    const char *preset, *type, *experts, *dense, *head, *rules_file;
+    struct opt_list rules;
+    int effort;
+    uint32_t threads;
+    uint64_t shard_size, max_ram;
+};
+
+#define AT(field) offsetof(struct values, field)
+#define TYPE      "TYPE"
+static const char types_group[] = "Types";
+static const char work_group[] = "Work";
+static const char output_group[] = "Output";
+
+static const struct opt rows[] = {
+    {types_group, 'p', "preset", OPT_TEXT, "NAME", 0, 0, 1, AT(preset), NULL, "lossless",
+     "lossless, quality, balanced, small or tiny"},
+    {types_group, 0, "type", OPT_TEXT, TYPE, 0, 0, 1, AT(type), NULL, NULL,
+     "of all large matrices (q3, q2: of routed experts), where that makes them smaller"},
+    {types_group, 0, "experts", OPT_TEXT, TYPE, 0, 0, 1, AT(experts), NULL, NULL,
+     "of routed experts"},
+    {types_group, 0, "dense", OPT_TEXT, TYPE, 0, 0, 1, AT(dense), NULL, NULL,
+     "of attention and shared experts"},
+    {types_group, 0, "head", OPT_TEXT, TYPE, 0, 0, 1, AT(head), NULL, NULL, "of the output head"},
+    {types_group, 0, "tensor", OPT_LIST, "PATTERN=TYPE", 0, 0, 1, AT(rules), NULL, NULL,
+     "of the matrices whose names fit, as in 'layers.[0-2].*=q8'; may be repeated, the last that "
+     "fits "
+     "counts"},
+    {types_group, 0, "rules", OPT_TEXT, "FILE", 0, 0, 1, AT(rules_file), NULL, NULL,
+     "such patterns, one a line"},
+    {types_group, 0, "effort", OPT_CHOICE, "fast|normal", 0, 0, 1, AT(effort), NULL, "normal",
+     "scales from the largest value of a group, or those with the least error"},
+    {types_group, 0, "allow-nan", OPT_FLAG, NULL, 0, 0, 1, AT(allow_nan), NULL, NULL,
+     "NaN and infinite weights become zeros instead of being refused"},
+
+    {work_group, 't', "threads", OPT_U32, "N", 1, 1024, 1, AT(threads), "DSV4_THREADS",
+     "$DSV4_THREADS, else one for each core", "threads that compute"},
+    {work_group, 0, "max-ram", OPT_BYTES, "BYTES", 0, 0, 1, AT(max_ram), NULL,
+     "a quarter of what is free", "memory for buffers"},
+    {work_group, 0, "shard-size", OPT_BYTES, "BYTES", 0, 0, 1, AT(shard_size), NULL, "4G",
+     "of one file; a larger tensor has a file of its own"},
+    {work_group, 0, "restart", OPT_FLAG, NULL, 0, 0, 1, AT(restart), NULL, NULL,
+     "begin anew instead of going on where an interrupted conversion stopped"},
+
+    {output_group, 'n', "dry-run", OPT_FLAG, NULL, 0, 0, 1, AT(dry_run), NULL, NULL,
+     "only say what would become of SOURCE"},
+    {output_group, 0, "verify", OPT_FLAG, NULL, 0, 0, 1, AT(verify), NULL, NULL,
+     "read DESTINATION, check its sums and compare every tensor with SOURCE"},
+    {output_group, 0, "json", OPT_FLAG, NULL, 0, 0, 1, AT(json), NULL, NULL, "results as JSON"},
+    {output_group, 'q', "quiet", OPT_FLAG, NULL, 0, 0, 1, AT(quiet), NULL, NULL,
+     "no progress, no table"},
+    {output_group, 0, "version", OPT_FLAG, NULL, 0, 0, 1, AT(version), NULL, NULL, "the version"},
+    {output_group, 'h', "help", OPT_FLAG, NULL, 0, 0, 1, AT(help), NULL, NULL, "this help"},
+};
+
+static const char *const examples[] = {
+    "dsv4-quantize DeepSeek-V4-Flash flash",
+    "repacked without any loss: starts in a second, same logits",
+    "dsv4-quantize --dry-run --preset small DeepSeek-V4-Flash",
+    "what that would take on disk and in memory",
+    "dsv4-quantize --experts q3 --dense q8 --tensor 'layers.[0-2].*=q8' DeepSeek-V4-Flash mine",
+    "a mix of one's own",
+    "dsv4-quantize --verify DeepSeek-V4-Flash mine",
+    "sums, and the error of every tensor",
+    NULL};
+
+static const struct opt_command commands[] = {
+    {"dsv4-quantize", "SOURCE [DESTINATION]",
+     "convert a checkpoint into a directory that maps at once",
+     "SOURCE is an official or a converted directory, DESTINATION one that does not exist yet or "
+     "is "
+     "empty. It appears when it is complete; until then it is called DESTINATION.partial, and the "
+     "same "
+     "command goes on where an interrupted one stopped.\n\n"
+     "Types: native (as in the source), q8, q4, q4nl, q3, q2, mxfp4, bf16. What no option speaks "
+     "of stays "
+     "native; docs/quantization.md has sizes and errors.",
+     examples, 1, 2}};
+
+static const struct opt_note environment[] = {
+    {"DSV4_THREADS", "threads where --threads is not given"}, {NULL, NULL}};
+static const struct opt_note exits[] = {{"0", "done; --verify: all is as it should be"},
+                                        {"1", "something failed: disk, memory of the system"},
+                                        {"2", "wrong arguments, or DESTINATION is not empty"},
+                                        {"3", "the source is not acceptable; --verify: damage"},
+                                        {"4", "not enough memory"},
+                                        {"130", "interrupted by Ctrl-C"},
+                                        {NULL, NULL}};
+
+static const struct opt_set options = {
+    .program = "dsv4-quantize",
+    .version = DSV4_VERSION,
+    .brief = "convert DeepSeek-V4 checkpoints for dsv4",
+    .text = "",
+    .command = commands,
+    .n_commands = 1,
+    .opt = rows,
+    .n_opts = sizeof rows / sizeof *rows,
+    .environment = environment,
+    .exits = exits,
+};
+
+/* ------------------------------------------------------------------ progress */
+
+struct watch {
+    struct program *p;
+    double begin, at; /* seconds: of the start, of the first report */
+    uint64_t first;   /* bytes that were there then */
+    bool begun;
+};
+
+static bool show_progress(void *arg, uint64_t done, uint64_t total)
+{
+    struct watch *w = arg;
+    double now = clock_seconds();
+    if (!w->begun) {
+        w->begun = true;
+        w->at = now;
+        w->first = done;
+    }
+    double seconds = now - w->at, rate = seconds > 0.2 ? (double)(done - w->first) / seconds : 0;
+    char bar[25];
+    size_t full = total ? (size_t)((double)done / (double)total * (sizeof bar - 1)) : 0;
+    full = full < sizeof bar ? full : sizeof bar - 1;
+    memset(bar, '.', sizeof bar - 1);
+    memset(bar, '#', full);
+    bar[sizeof bar - 1] = 0;
+    double left = rate > 0 ? (double)(total - done) / rate : 0;
+    status_show(&w->p->term, "[%s] %.2f of %.2f GB, %.0f MB/s, %.0f:%02.0f left", bar,
+                (double)done * 1e-9, (double)total * 1e-9, rate * 1e-6, (double)(int)(left / 60),
+                (double)((int)left % 60));
+    return interrupted();
+}
+
+/* ------------------------------------------------------------------ what is to be done */
+
+static dsv4_convert_options convert_options(const struct values *v, struct watch *w)
+{
+    return (dsv4_convert_options){
+        .preset = v->preset,
+        .type = v->type,
+        .experts = v->experts,
+        .dense = v->dense,
+        .head = v->head,
+        .rules_file = v->rules_file,
+        .rules = v->rules.item,
+        .n_rules = v->rules.n,
+        .effort = v->effort == EFFORT_FAST ? DSV4_EFFORT_ABSMAX : DSV4_EFFORT_SEARCH,
+        .shard_bytes = v->shard_size,
+        .max_ram = v->max_ram,
+        .threads = v->threads,
+        .allow_nan = v->allow_nan,
+        .restart = v->restart,
+        .progress = show_progress,
+        .progress_arg = w,
+    };
+}
+
+static int dry_run(struct program *p, const char *src, const dsv4_convert_options *o, dsv4_err *err)
+{
+    char *json;
+    TRY(dsv4_convert_plan(src, o, &json, err));
+    return show_json(p, json, err);
+}
+
+static int convert(struct program *p, const char *src, const char *dst,
+                   const dsv4_convert_options *o, struct watch *w, dsv4_err *err)
+{
+    w->begin = clock_seconds();
+    int rc = dsv4_convert(src, dst, o, err);
+    status_clear(&p->term);
+    TRY(rc);
+    if (!p->term.quiet)
+        stream_printf(&p->term.err, "%s in %.1f s\n", dst, clock_seconds() - w->begin);
+    return 0;
+}
+
+static int run(struct values *v, struct program *p, int argc, char **argv, dsv4_err *err)
+{
+    struct process_options parse = {&options, v, &v->help, &v->version};
+    struct watch w = {.p = p};
+    bool done;
+    int n;
+    TRY(process_parse(&parse, &p->term, argc, argv, &n, &done, err));
+    if (done)
+        return 0;
+    p->term.quiet = v->quiet;
+    p->a.json = v->json;
+    dsv4_convert_options o = convert_options(v, &w);
+    const char *src = argv[1], *dst = n > 1 ? argv[2] : NULL;
+    if (v->dry_run)
+        return dry_run(p, src, &o, err);
+    if (!dst)
+        return err_set(err, DSV4_USAGE, "where to? SOURCE DESTINATION, or --dry-run SOURCE");
+    return convert(p, src, dst, &o, &w, err);
+}
+
+int main(int argc, char **argv)
+{
+    static struct program p; /* its streams hold buffers */
+    static struct values v;
+    dsv4_err err = {0};
+    v.effort = EFFORT_NORMAL;
+    process_begin(&p.term, options.program);
+    interrupt_catch();
+    int code = process_end(&p.term, run(&v, &p, argc, argv, &err), &err);
+    opt_release(&options, &v);
+    return code;
+}
