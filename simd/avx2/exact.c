@@ -1,20 +1,28 @@
 /* Exact products of panels: weights become floats in registers, activations are floats.
  *
  * A panel's word is 4 bytes of each of 16 rows: two registers of 8 rows. Where a format can be widened
- * word by word (E4M3, BF16, Q8, Q4) lanes are rows, and columns alternate between two sums. E2M1 goes
- * through bf16, whose two bytes come from two table look-ups; there lanes are (row, half of an octet). */
+ * word by word (E4M3, BF16, Q8) lanes are rows, and columns alternate between two sums. Codes of 2 to 4
+ * bits go through bf16, whose two bytes come from two table look-ups; there lanes are (row, half of an
+ * octet). */
 #include "avx2.h"
 #include "simd/codes.h"
+#include "units.h"
 
 #include <string.h>
 
 enum { MAX_ROWS = 3 };
+
+/* The bytes of bf16(value), by code: of e2m1, or of a table of int8, which bf16 holds exactly. */
+struct bf16_tables {
+    struct tables low, high;
+};
 
 /* What the panel kernels get: rows of x, panel p, where its 16 outputs go. */
 struct job {
     const float *x[MAX_ROWS];
     float *y[MAX_ROWS];
     const struct wmat *w;
+    const struct bf16_tables *table;
     size_t panel, rows; /* rows: valid ones of the panel */
 };
 
@@ -119,7 +127,7 @@ INLINE_AVX2 void panel_bf16(const struct job *j, int m)
                         _mm256_add_ps(acc[i][0][1], acc[i][1][1]), j->rows);
 }
 
-/* ------------------------------------------------------------------ Q8, Q4 */
+/* ------------------------------------------------------------------ Q8 */
 
 /* int8 codes of 4 columns k0 .. k3 of 8 rows: byte b of each word is a column. */
 INLINE_AVX2 void int8_word(__m256 acc[][2][2], int m, const struct job *j, int half, __m256i v,
@@ -155,15 +163,11 @@ INLINE_AVX2 void scaled_group(__m256 total[][2], __m256 acc[][2][2], int m, cons
     }
 }
 
-INLINE_AVX2 void panel_int8(const struct job *j, int m, bool nibbles)
+INLINE_AVX2 void panel_q8(const struct job *j, int m)
 {
     const struct wmat *w = j->w;
     const uint8_t *p = w->codes + j->panel * w->code_ld;
     const uint8_t *scale = w->scales + j->panel * w->scale_ld;
-    const __m256i low = _mm256_set1_epi8(15);
-    __m256i lut = low;
-    if (nibbles)
-        lut = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)w->table));
     __m256 total[MAX_ROWS][2];
     for (int i = 0; i < m; i++)
         total[i][0] = total[i][1] = _mm256_setzero_ps();
@@ -171,19 +175,11 @@ INLINE_AVX2 void panel_int8(const struct job *j, int m, bool nibbles)
         __m256 acc[MAX_ROWS][2][2];
         for (int i = 0; i < m; i++)
             acc[i][0][0] = acc[i][0][1] = acc[i][1][0] = acc[i][1][1] = _mm256_setzero_ps();
-        for (size_t o = c; o < c + GROUP; o += 8) {
-            for (int h = 0; h < 2; h++) {
-                __m256i v = _mm256_load_si256((const __m256i *)(p + 32 * h)), even = v, odd;
-                if (nibbles) {
-                    even = _mm256_shuffle_epi8(lut, _mm256_and_si256(v, low));
-                    odd = _mm256_shuffle_epi8(lut, _mm256_and_si256(_mm256_srli_epi16(v, 4), low));
-                } else {
-                    odd = _mm256_load_si256((const __m256i *)(p + 64 + 32 * h));
-                }
-                int8_octet(acc, m, j, h, o, even, odd);
-            }
+        for (size_t o = c; o < c + GROUP; o += 8, p += 128) {
+            for (int h = 0; h < 2; h++)
+                int8_octet(acc, m, j, h, o, _mm256_load_si256((const __m256i *)(p + 32 * h)),
+                           _mm256_load_si256((const __m256i *)(p + 64 + 32 * h)));
             prefetch_avx2(p);
-            p += nibbles ? 64 : 128;
         }
         scaled_group(total, acc, m, scale);
     }
@@ -191,13 +187,19 @@ INLINE_AVX2 void panel_int8(const struct job *j, int m, bool nibbles)
         store_rows_avx2(j->y[i], total[i][0], total[i][1], j->rows);
 }
 
-/* ------------------------------------------------------------------ E2M1 */
+/* ------------------------------------------------------------------ E2M1, Q4, Q3, Q2 */
 
-/* The bytes of bf16(value), by code. */
-static const uint8_t bf16_high[16] = {0x00, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
-                                      0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0};
-static const uint8_t bf16_low[16] = {0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0,
-                                     0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0};
+static struct bf16_tables bf16_tables_of(const struct wmat *w)
+{
+    int8_t low[16] = {0}, high[16] = {0};
+    bool e2m1 = w->format == W_E2M1;
+    for (size_t i = 0; i < (e2m1 ? 16 : wformat_table(w->format)); i++) {
+        uint32_t bits = bits_of_float(e2m1 ? e2m1_value[i] : (float)w->table[i]);
+        low[i] = (int8_t)(bits >> 16);
+        high[i] = (int8_t)(bits >> 24);
+    }
+    return (struct bf16_tables){tables_of(low, w->format, 0), tables_of(high, w->format, 0)};
+}
 
 /* An octet of x in the order in which the weights come: pairs (0,4) (2,6) (1,5) (3,7), each in all lanes. */
 INLINE_AVX2 void octet_pairs(__m256 pair[4], const float *x)
@@ -212,13 +214,15 @@ INLINE_AVX2 void octet_pairs(__m256 pair[4], const float *x)
     pair[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(hi, hi));
 }
 
-/* 8 rows, 4 columns (one nibble a byte) times the pairs of them: sums of rows 0,1,4,5 and of 2,3,6,7. */
-INLINE_AVX2 void e2m1_word(__m256 acc[][4], int m, int half, __m256i code, __m256 pair[][4], int at)
+/* 8 rows, 4 columns (an index a byte) times the pairs of them: sums of rows 0,1,4,5 and of 2,3,6,7.
+ * odd: which of the octet's two units. */
+INLINE_AVX2 void small_unit(__m256 acc[][4], int m, int half, const struct job *j, __m256i index,
+                            int odd, __m256 pair[][4], enum wformat f)
 {
     const __m256i top = _mm256_set1_epi32((int)0xffff0000u);
-    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bf16_high));
-    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bf16_low));
-    __m256i h = _mm256_shuffle_epi8(high, code), l = _mm256_shuffle_epi8(low, code);
+    const int at = 2 * odd, table = f == W_Q2 ? odd : 0;
+    __m256i h = _mm256_shuffle_epi8(table_avx2(j->table->high.of[table]), index);
+    __m256i l = _mm256_shuffle_epi8(table_avx2(j->table->low.of[table]), index);
     __m256i a = _mm256_unpacklo_epi8(l, h), b = _mm256_unpackhi_epi8(l, h);
     __m256 a0 = _mm256_castsi256_ps(_mm256_slli_epi32(a, 16));
     __m256 a1 = _mm256_castsi256_ps(_mm256_and_si256(a, top));
@@ -232,58 +236,64 @@ INLINE_AVX2 void e2m1_word(__m256 acc[][4], int m, int half, __m256i code, __m25
     }
 }
 
-/* total += acc * scale; sums lie as (row, 2) for rows 0,1,4,5 / 2,3,6,7 / 8,9,12,13 / 10,11,14,15. */
-INLINE_AVX2 void e2m1_scale(__m256 total[][4], __m256 acc[][4], int m, const uint8_t *scale)
+/* The scales of rows 0,0,1,1,4,4,5,5 (k even) or 2,2,3,3,6,6,7,7 of half k / 2. */
+INLINE_AVX2 __m256 small_scale(const uint8_t *scale, int k, enum wformat f)
 {
-    static const uint8_t place[4][8] = {{0, 0, 1, 1, 4, 4, 5, 5},
-                                        {2, 2, 3, 3, 6, 6, 7, 7},
-                                        {8, 8, 9, 9, 12, 12, 13, 13},
-                                        {10, 10, 11, 11, 14, 14, 15, 15}};
-    __m128i s = _mm_load_si128((const __m128i *)scale);
-    for (int k = 0; k < 4; k++) {
-        __m256 f = e8m0_avx2(_mm_shuffle_epi8(s, _mm_loadl_epi64((const __m128i *)place[k])));
-        for (int i = 0; i < m; i++)
-            total[i][k] = _mm256_fmadd_ps(acc[i][k], f, total[i][k]);
+    if (f == W_E2M1) {
+        const __m128i first = _mm_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0);
+        __m128i place = _mm_add_epi8(first, _mm_set1_epi8((char)(k % 2 * 2 + k / 2 * 8)));
+        return e8m0_avx2(_mm_shuffle_epi8(_mm_load_si128((const __m128i *)scale), place));
     }
+    const __m128i first = _mm_setr_epi8(0, 1, 0, 1, 2, 3, 2, 3, 8, 9, 8, 9, 10, 11, 10, 11);
+    __m128i place = _mm_add_epi8(first, _mm_set1_epi8((char)(k % 2 * 4)));
+    __m128i halves = _mm_load_si128((const __m128i *)(scale + k / 2 * 16));
+    return _mm256_cvtph_ps(_mm_shuffle_epi8(halves, place));
 }
 
 /* Sums of the pairs of lanes of a (rows 0,1,4,5) and b (rows 2,3,6,7), rows in order. */
-INLINE_AVX2 __m256 e2m1_rows(__m256 a, __m256 b)
+INLINE_AVX2 __m256 small_rows(__m256 a, __m256 b)
 {
     return _mm256_hadd_ps(a, b); /* in each half: rows 0 1 2 3, 4 5 6 7 */
 }
 
-INLINE_AVX2 void panel_e2m1(const struct job *j, int m)
+INLINE_AVX2 void panel_small(const struct job *j, int m, enum wformat f)
 {
     const struct wmat *w = j->w;
     const uint8_t *p = w->codes + j->panel * w->code_ld;
     const uint8_t *scale = w->scales + j->panel * w->scale_ld;
-    const __m256i nibble = _mm256_set1_epi8(15);
     __m256 total[MAX_ROWS][4];
     for (int i = 0; i < m; i++)
         for (int k = 0; k < 4; k++)
             total[i][k] = _mm256_setzero_ps();
-    for (size_t c = 0; c < w->cols; c += GROUP, scale += PANEL) {
+    for (size_t c = 0; c < w->cols; c += GROUP, p += group_avx2(f)) {
         __m256 acc[MAX_ROWS][4], pair[MAX_ROWS][4];
+        __m256i code[2][4];
         for (int i = 0; i < m; i++)
             for (int k = 0; k < 4; k++)
                 acc[i][k] = _mm256_setzero_ps();
-        for (size_t o = c; o < c + GROUP; o += 8, p += 64) {
+        for (int h = 0; h < 2; h++)
+            open_group(code[h], p + 32 * h, f);
+        UNROLL_AVX2(4)
+        for (int o = 0; o < OCTETS; o++) {
             for (int i = 0; i < m; i++)
-                octet_pairs(pair[i], j->x[i] + o);
+                octet_pairs(pair[i], j->x[i] + c + 8 * o);
             for (int h = 0; h < 2; h++) {
-                __m256i v = _mm256_load_si256((const __m256i *)(p + 32 * h));
-                __m256i hi = _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble);
-                e2m1_word(acc, m, 2 * h, _mm256_and_si256(v, nibble), pair, 0);
-                e2m1_word(acc, m, 2 * h, hi, pair, 2);
+                __m256i index[2];
+                octet_indices(index, code[h], o, f);
+                small_unit(acc, m, 2 * h, j, index[0], 0, pair, f);
+                small_unit(acc, m, 2 * h, j, index[1], 1, pair, f);
             }
-            prefetch_avx2(p);
         }
-        e2m1_scale(total, acc, m, scale);
+        for (size_t b = 0; b < group_avx2(f); b += 64)
+            prefetch_avx2(p + b);
+        for (int k = 0; k < 4; k++)
+            for (int i = 0; i < m; i++)
+                total[i][k] = _mm256_fmadd_ps(acc[i][k], small_scale(scale, k, f), total[i][k]);
+        scale += f == W_E2M1 ? PANEL : 2 * PANEL;
     }
     for (int i = 0; i < m; i++)
-        store_rows_avx2(j->y[i], e2m1_rows(total[i][0], total[i][1]),
-                        e2m1_rows(total[i][2], total[i][3]), j->rows);
+        store_rows_avx2(j->y[i], small_rows(total[i][0], total[i][1]),
+                        small_rows(total[i][2], total[i][3]), j->rows);
 }
 
 /* ------------------------------------------------------------------ any number of rows */
@@ -299,17 +309,19 @@ static const float *scaled_row(const float *x, const struct wmat *w, float *tmp)
 }
 
 /* ORDER FORMATS */
-#define PANEL_OF(m)                                \
-    static void panel_##m(const struct job *j)     \
-    {                                              \
-        switch (j->w->format) {                    \
-        case W_BF16: panel_bf16(j, m); break;      \
-        case W_E4M3: panel_e4m3(j, m); break;      \
-        case W_E2M1: panel_e2m1(j, m); break;      \
-        case W_Q8: panel_int8(j, m, false); break; \
-        case W_Q4: panel_int8(j, m, true); break;  \
-        default: break;                            \
-        }                                          \
+#define PANEL_OF(m)                                    \
+    static void panel_##m(const struct job *j)         \
+    {                                                  \
+        switch (j->w->format) {                        \
+        case W_BF16: panel_bf16(j, m); break;          \
+        case W_E4M3: panel_e4m3(j, m); break;          \
+        case W_E2M1: panel_small(j, m, W_E2M1); break; \
+        case W_Q8: panel_q8(j, m); break;              \
+        case W_Q4: panel_small(j, m, W_Q4); break;     \
+        case W_Q3: panel_small(j, m, W_Q3); break;     \
+        case W_Q2: panel_small(j, m, W_Q2); break;     \
+        default: break;                                \
+        }                                              \
     }
 PANEL_OF(1)
 PANEL_OF(2)
@@ -319,16 +331,20 @@ void matmul_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_
                  const struct wmat *w, size_t r0, size_t r1, float *tmp)
 {
     static void (*const by_rows[MAX_ROWS])(const struct job *) = {panel_1, panel_2, panel_3};
-    if (!w->panels || w->format > W_Q4) {
+    if (!w->panels) {
         matmul_plain_avx2(y, ldy, x, ldx, pick, m, w, r0, r1, tmp);
         return;
     }
     const float *one = m == 1 ? scaled_row(x + (pick ? pick[0] : 0) * ldx, w, tmp) : NULL;
+    const struct bf16_tables table = bf16_tables_of(w);
     /* Rows outside: a slice of a panel's weights stays in the cache while all rows use it. */
     for (size_t r = r0; r < r1; r += PANEL)
         for (size_t i = 0; i < m;) {
             size_t n = m - i < MAX_ROWS ? m - i : MAX_ROWS;
-            struct job j = {.w = w, .panel = r / PANEL, .rows = r1 - r < PANEL ? r1 - r : PANEL};
+            struct job j = {.w = w,
+                            .table = &table,
+                            .panel = r / PANEL,
+                            .rows = r1 - r < PANEL ? r1 - r : PANEL};
             for (size_t k = 0; k < n; k++, i++) {
                 j.x[k] = x + (pick ? pick[i] : i) * ldx;
                 j.y[k] = y + i * ldy + r;

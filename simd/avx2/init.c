@@ -7,7 +7,6 @@ void init_avx2(struct kernels *k)
     k->matmul_fast = matmul_fast_avx2;
     k->quantize = quantize_avx2;
     k->decode = decode_avx2;
-    k->fast[W_Q3] = k->fast[W_Q2] = Q_NONE;
     init_avx2_attend(k);
     init_avx2_rows(k);
     init_avx2_index(k);

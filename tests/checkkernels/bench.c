@@ -146,20 +146,43 @@ static float *floats(struct check *t, size_t n)
     return x;
 }
 
+/* Formats as kernels meet them: evenly spaced tables have a way of their own. */
+struct stream {
+    enum wformat format;
+    const char *name;
+    const int8_t *table;
+};
+
+static const int8_t even[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+static const int8_t uneven[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                  1,    13,   25,  38,  53,  69,  89,  113};
+static const struct stream streams[] = {
+    {W_E2M1, "e2m1", NULL},
+    {W_E4M3, "e4m3", NULL},
+    {W_Q8, "q8", NULL},
+    {W_Q4, "q4", even},
+    {W_Q4, "q4 uneven", uneven},
+    {W_Q3, "q3", even + 4},
+    {W_Q3, "q3 uneven", uneven + 4},
+    {W_Q2, "q2", even + 6},
+    {W_Q2, "q2 uneven", uneven + 6},
+    {W_BF16, "bf16", NULL},
+};
+
 /* cols columns and so many rows that the codes are twice the last cache, in panels (or plain).
  * Scales and codes are random; values do not matter but for NaN and infinities, which the
  * formats cannot give. */
-static void matrix(struct check *t, struct work *j, enum wformat f, bool panels, size_t cols)
+static void matrix(struct check *t, struct work *j, const struct stream *s, bool panels,
+                   size_t cols)
 {
-    static const int8_t table[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                     1,    13,   25,  38,  53,  69,  89,  113};
+    enum wformat f = s->format;
     size_t row = wformat_row_bytes(f, cols), rows = (2 * last_cache() / row + 127) / 128 * 128;
     size_t unit = panels ? PANEL : 1;
     struct wmat *w = &j->w;
     *w = (struct wmat){
         .format = f, .panels = panels, .rows = (uint32_t)rows, .cols = (uint32_t)cols};
     w->code_ld = row * unit;
-    w->table = table;
+    w->table = s->table;
     uint8_t *code = keep(t, rows * row), *scale;
     random_bytes(t, code, rows * row);
     if (f == W_BF16)
@@ -185,7 +208,6 @@ static void matrix(struct check *t, struct work *j, enum wformat f, bool panels,
     j->step = STEP;
 }
 
-static const enum wformat streams[] = {W_E2M1, W_E4M3, W_Q8, W_Q4, W_BF16};
 static const size_t some_m[] = {1, 4, 16, 512};
 
 /* ------------------------------------------------------------------ measuring */
@@ -271,7 +293,7 @@ static bool chosen(struct levels *l, const char *name)
 }
 
 /* A matrix once for all its lines. */
-static void bench_matrix(struct levels *l, enum wformat f, size_t cols)
+static void bench_matrix(struct levels *l, const struct stream *s, size_t cols)
 {
     char name[80];
     struct check t = {.random = l->seed};
@@ -279,14 +301,14 @@ static void bench_matrix(struct levels *l, enum wformat f, size_t cols)
     bool made = false;
     for (int fast = 0; fast < 2; fast++)
         for (size_t i = 0; i < 4; i++) {
-            enum qkind q = l->k[0].fast[f];
+            enum qkind q = l->k[0].fast[s->format];
             j.m = some_m[i];
             snprintf(name, sizeof name, "%s %s panels, cols %zu, m %zu",
-                     fast ? "matmul_fast" : "matmul", wformat_name(f), cols, j.m);
+                     fast ? "matmul_fast" : "matmul", s->name, cols, j.m);
             if ((fast && q == Q_NONE) || !chosen(l, name))
                 continue;
             if (!made)
-                matrix(&t, &j, f, true, cols);
+                matrix(&t, &j, s, true, cols);
             made = true;
             j.ops = 2.0 * STEP * (double)cols * (double)j.m;
             j.x = floats(&t, j.m * cols);
@@ -303,20 +325,21 @@ static void bench_matrix(struct levels *l, enum wformat f, size_t cols)
 
 static void bench_plain(struct levels *l)
 {
-    static const enum wformat formats[] = {W_BF16, W_F32, W_E4M3};
+    static const struct stream formats[] = {
+        {W_BF16, "bf16", NULL}, {W_F32, "f32", NULL}, {W_E4M3, "e4m3", NULL}};
     for (size_t i = 0; i < 3; i++) {
         char name[80];
         struct check t = {.random = l->seed};
         struct work j = {.m = 1};
-        snprintf(name, sizeof name, "matmul %s plain, cols 4096, m 1", wformat_name(formats[i]));
+        snprintf(name, sizeof name, "matmul %s plain, cols 4096, m 1", formats[i].name);
         bool one = chosen(l, name);
         char other[80];
-        snprintf(other, sizeof other, "decode %s plain, cols 4096", wformat_name(formats[i]));
+        snprintf(other, sizeof other, "decode %s plain, cols 4096", formats[i].name);
         bool two = chosen(l, other);
         if (!one && !two)
             continue;
-        matrix(&t, &j, formats[i], false, 4096);
-        if (formats[i] == W_F32)
+        matrix(&t, &j, &formats[i], false, 4096);
+        if (formats[i].format == W_F32)
             random_rows(&t, (float *)(uintptr_t)j.w.codes, 4096, j.w.rows, 4096, K_RANDOM);
         j.x = floats(&t, 4096);
         j.y = keep(&t, 4096 * sizeof *j.y);
@@ -422,9 +445,9 @@ int bench(const char *pattern, const char *level, uint64_t seed)
            "last column: faster than the line above\n",
            REPS, STEP);
     for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) {
-        bench_matrix(&l, streams[i], 4096);
-        if (streams[i] == W_E4M3)
-            bench_matrix(&l, W_E4M3, 1024);
+        bench_matrix(&l, &streams[i], 4096);
+        if (streams[i].format == W_E4M3)
+            bench_matrix(&l, &streams[i], 1024);
     }
     bench_plain(&l);
     bench_rows(&l, &t);
