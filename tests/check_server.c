@@ -99,7 +99,7 @@ START_TEST(test_gate)
     ck_assert_ptr_null(gate_uri("/v1/models?x=%41"));
     ck_assert_ptr_null(gate_method("POST"));
     ck_assert_ptr_nonnull(gate_method("post"));
-    ck_assert_ptr_nonnull(gate_method("TRACE"));
+    ck_assert_ptr_nonnull(gate_method("BREW"));
 }
 END_TEST
 

@@ -25,6 +25,9 @@ SPECIAL = {
     ("logit_bias",): {"type": "object", "additionalProperties": {
         "type": "number", "minimum": -100, "maximum": 100}},
 }
+MESSAGES = {"type": "array", "minItems": 1, "items": {
+    "type": "object", "required": ["role"], "properties": {"role": {"type": "string"}}}}
+SPECIAL["messages",] = MESSAGES
 TYPES = {"P_BOOL": "boolean", "P_INT": "integer", "P_NUMBER": "number", "P_TEXT": "string",
          "P_LIST": "array", "P_OBJECT": "object", "P_ANY": None}
 ROUTES = [  # path, method, summary, file and table of its body, names that are needed
@@ -51,6 +54,58 @@ ROUTES = [  # path, method, summary, file and table of its body, names that are 
 ]
 
 
+
+
+def needs(**members):
+    """An object that has these members, of these types."""
+    types = {"text": {"type": "string"}, "number": {"type": "number"}, "list": {"type": "array"},
+             "object": {"type": "object"}, "nullable": {"type": "string", "nullable": True}}
+    return {"type": "object", "required": sorted(members),
+            "properties": {k: v if isinstance(v, dict) else types[v] for k, v in members.items()}}
+
+
+ANSWERS = {  # what comes back with status 200: media type -> schema
+    "/v1/chat/completions": {
+        "application/json": needs(id="text", object="text", created="number", model="text", choices={
+            "type": "array", "minItems": 1, "items": needs(index="number", message=needs(role="text"))},
+            usage=needs(prompt_tokens="number", completion_tokens="number", total_tokens="number")),
+        "text/event-stream": {"type": "string"}},
+    "/v1/completions": {
+        "application/json": needs(id="text", object="text", created="number", model="text", choices={
+            "type": "array", "minItems": 1, "items": needs(index="number", text="text")},
+            usage=needs(prompt_tokens="number", completion_tokens="number", total_tokens="number")),
+        "text/event-stream": {"type": "string"}},
+    "/v1/responses": {
+        "application/json": needs(id="text", object="text", status="text", output="list",
+                                  usage=needs(input_tokens="number", output_tokens="number")),
+        "text/event-stream": {"type": "string"}},
+    "/v1/messages": {
+        "application/json": needs(id="text", type="text", role="text", content="list", stop_reason="text",
+                                  usage=needs(input_tokens="number", output_tokens="number")),
+        "text/event-stream": {"type": "string"}},
+    "/v1/messages/count_tokens": {"application/json": needs(input_tokens="number")},
+    "/tokenize": {"application/json": needs(count="number", tokens="list")},
+    "/detokenize": {"application/json": needs(content="text")},
+    "/v1/models": {"application/json": needs(object="text", data={
+        "type": "array", "items": needs(id="text", object="text", created="number")})},
+    "/v1/models/{model}": {"application/json": needs(id="text", object="text", created="number")},
+    "/health": {"application/json": needs(status="text")},
+    "/metrics": {"text/plain": {"type": "string"}},
+    "/props": {"application/json": needs(version="text", model="text", limits="object")},
+    "/slots": {"application/json": needs(slots={"type": "array", "items": needs(
+        id="number", state={"enum": ["queued", "prompt", "generating"]}, prompt_tokens="number",
+        prompt_done="number", tokens="number", seconds="number")})},
+    "/openapi.json": {"application/json": needs(openapi="text", paths="object")},
+    "/": {"text/html": {"type": "string"}},
+    "/chat.js": {"text/javascript": {"type": "string"}},
+    "/chat.css": {"text/css": {"type": "string"}},
+}
+FAILURES = {
+    "openai": needs(error=needs(message="text", type="text", param="nullable", code="nullable")),
+    "anthropic": needs(type={"enum": ["error"]}, error=needs(type="text", message="text"), request_id="text"),
+}
+
+
 def number(text):
     m = re.fullmatch(r"(\d+) << (\d+)", text)
     if m:
@@ -61,7 +116,7 @@ def number(text):
     return int(v) if v == int(v) and abs(v) < 1e18 else v
 
 
-def properties(file, table):
+def properties(file, table, needed):
     text = open("src/server/" + file).read()
     body = re.search(r"struct param %s\[\] = \{(.*?)\};" % table, text, re.S)[1]
     shared = re.search(r"#define OPENAI_PARAMS\(AT\)(.*?)\n\n", open("src/server/api.h").read(), re.S)[1]
@@ -80,7 +135,8 @@ def properties(file, table):
                 v["min" + unit], v["max" + unit] = low, high
             if kind == "P_LIST":
                 v["items"] = {}
-        v = {**v, "nullable": True}
+        if name not in needed:
+            v = {**v, "nullable": True}
         if name in UNSUPPORTED:
             v["description"] = "Not supported: refused with status 400"
         out[name] = v
@@ -89,12 +145,15 @@ def properties(file, table):
 
 def main():
     paths = {}
-    error = {"description": "A failure, in the shape of the route's protocol",
-             "content": {"application/json": {"schema": {"type": "object"}}}}
     for path, method, summary, table, needed in ROUTES:
-        op = {"summary": summary, "responses": {"200": {"description": "As asked"}, "4XX": error, "5XX": error}}
+        family = "anthropic" if path.startswith("/v1/messages") else "openai"
+        error = {"description": "A failure, in the shape of the route's protocol", "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/%s_failure" % family}}}}
+        answer = {"description": "As asked", "content": {
+            kind: {"schema": schema} for kind, schema in ANSWERS[path].items()}}
+        op = {"summary": summary, "responses": {"200": answer, "4XX": error, "5XX": error}}
         if table:
-            schema = {"type": "object", "properties": properties(*table), "additionalProperties": False}
+            schema = {"type": "object", "properties": properties(*table, needed), "additionalProperties": False}
             if needed:
                 schema["required"] = needed
             op["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
@@ -108,7 +167,8 @@ def main():
         "openapi": "3.0.3",
         "info": {"title": "dsv4-server", "version": "1", "description":
                  "Limits and what each parameter does: docs/server.md"},
-        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+                       "schemas": {k + "_failure": v for k, v in FAILURES.items()}},
         "security": [{"key": []}],
         "paths": paths}, indent=1) + "\n"
     if "--check" in sys.argv:

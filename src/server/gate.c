@@ -30,7 +30,8 @@ const char *gate_uri(const char *uri)
 
 const char *gate_method(const char *method)
 {
-    static const char *const known[] = {"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"};
+    static const char *const known[] = {"GET",    "HEAD",  "POST",  "OPTIONS", "PUT",
+                                        "DELETE", "PATCH", "TRACE", "QUERY"};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(method, known[i]) == 0)
             return NULL;

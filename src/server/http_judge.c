@@ -107,10 +107,10 @@ int http_judge(struct MHD_Connection *con, struct exchange *x, const char *url, 
         bad = "too many headers";
     if (!bad)
         bad = gate_headers(l.h, l.n, http11);
+    if (!bad)
+        bad = gate_method(method);
     if (bad)
         return fail_set(f, 400, NULL, "%s", bad);
-    if ((bad = gate_method(method)) != NULL)
-        return fail_set(f, 501, NULL, "%s", bad);
     x->framed = true;
     snprintf(x->method, sizeof x->method, "%s", method);
     x->route = route_find(method, url, &x->allow);

@@ -63,8 +63,8 @@ class Server:
     def url(self, path=""):
         return "http://127.0.0.1:%d%s" % (self.port, path)
 
-    def metric(self, name):
-        _, _, body = self.get("/metrics")
+    def metric(self, name, **kw):
+        _, _, body = self.get("/metrics", **kw)
         m = re.search(r"^dsv4_%s (\S+)$" % name, body.decode(), re.M)
         return float(m.group(1))
 

@@ -1,12 +1,13 @@
 """The description at /openapi.json, and the command line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 
-from server.common import PROGRAM, eq, test
+from server.common import LONG, PROGRAM, SKIPPED, Server, eq, test
 
 
 @test
@@ -16,6 +17,30 @@ def description(s):
     v = json.loads(s.get("/openapi.json")[2])
     routes = re.findall(r'\{"(GET|POST)", "([^"]+)"', open("src/server/route.c").read())
     eq({(m.lower(), p) for m, p in routes}, {(m, p) for p, o in v["paths"].items() for m in o})
+
+
+@test
+def requests_from_the_description(_):
+    """schemathesis makes requests from openapi.json, right and wrong ones: every reply has a status, a media type
+    and a shape that stand there, none is a 5xx, no route answers without its key or to other methods."""
+    st = os.path.join(os.path.dirname(sys.executable), "st")
+    if not os.path.exists(st):
+        SKIPPED.append("the package schemathesis is not there")
+        return
+    s = Server("--api-key", "secret-key-1", "--max-tokens", "8", "--max-choices", "2")
+    try:
+        with tempfile.TemporaryDirectory() as d:  # it leaves files where it runs
+            p = subprocess.run(
+                [st, "run", s.url("/openapi.json"), "-H", "Authorization: Bearer secret-key-1",
+                 # a description cannot say everything that a request must be: 400 is always possible
+                 "--checks", "all", "--exclude-checks", "positive_data_acceptance",
+                 "--phases", "coverage,fuzzing" if LONG else "fuzzing", "--max-examples", "300" if LONG else "5",
+                 "--generation-deterministic", "--request-timeout", "60", "--no-color"],
+                cwd=d, capture_output=True, timeout=1800)
+        assert p.returncode == 0, p.stdout.decode()[-6000:]
+        eq(s.metric("errors_server_total", headers={"x-api-key": "secret-key-1"}), 0)
+    finally:
+        eq(s.stop(), 0)
 
 
 @test

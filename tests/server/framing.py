@@ -85,7 +85,8 @@ def routes(s):
     status, head, _ = s.request("DELETE", "/health")
     eq(status, 405)
     assert "GET" in head["allow"]
-    eq(s.request("BREW", "/health")[0], 501)
+    eq(s.request("BREW", "/health")[0], 400)
+    eq(s.request("TRACE", "/health")[0], 405)
     eq(s.get("/v1/chat/completions")[0], 405)
     status, _, body = s.request("POST", "/v1/chat/completions", b"{}", {"Content-Type": "text/plain"})
     eq(status, 415)
