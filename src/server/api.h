@@ -80,6 +80,9 @@ void openai_head(struct turn *t, const char *object);
 /* A token's text as a JSON string. */
 void openai_token(struct turn *t, int32_t id);
 void openai_logprob(struct turn *t, const dsv4_logprob *l);
+/* Messages of a chat as dsv4_request knows them: other names for the same things are replaced, members and
+ * parts that nobody knows refused. NULL is no message. */
+int openai_messages(const struct server *s, json_t *messages, struct failure *f);
 /* The last line of a stream; the same behind a failure. */
 void openai_done(struct turn *t);
 void openai_fail(struct turn *t, const struct failure *f);

@@ -122,7 +122,7 @@ static int tokenize(struct exchange *x, json_t *body, struct rendered *r, bool *
         return -1;
     *pieces = p.with_pieces;
     if (p.messages)
-        return turn_render(s, body, r, f);
+        return openai_messages(s, p.messages, f) == 0 ? turn_render(s, body, r, f) : -1;
     const char *text = p.content ? p.content : p.prompt;
     if (!text)
         return fail_set(f, 400, "content", "content, prompt or messages is needed");

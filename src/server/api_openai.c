@@ -74,75 +74,6 @@ static int refuse_unsupported(const struct chat_params *p, struct failure *f)
     return 0;
 }
 
-/* ------------------------------------------------------------------ messages */
-
-static int check_parts(const json_t *content, struct failure *f)
-{
-    size_t i;
-    json_t *part;
-    if (!json_is_array(content))
-        return 0;
-    json_array_foreach(content, i, part)
-    {
-        const char *type = json_string_value(json_object_get(part, "type"));
-        if (!type || (strcmp(type, "text") != 0 && strcmp(type, "refusal") != 0))
-            return fail_set(f, 400, "messages",
-                            "messages: a content part of type %.40s; only text is understood here",
-                            type ? type : "(none)");
-    }
-    return 0;
-}
-
-/* {"type": "refusal", "refusal": TEXT} is text that the model wrote. */
-static int plain_parts(json_t *content)
-{
-    size_t i;
-    json_t *part;
-    json_array_foreach(content, i, part)
-    {
-        json_t *text = json_object_get(part, "refusal");
-        if (api_is(part, "type", "refusal") && json_is_string(text) &&
-            (api_set(part, "type", json_string("text")) != 0 ||
-             json_object_set(part, "text", text) != 0))
-            return -1;
-    }
-    return 0;
-}
-
-/* The names that others have for the same things. */
-static int rename_message(json_t *m, struct failure *f)
-{
-    static const char *const known[] = {
-        "role",      "content",      "name",   "tool_calls", "refusal",     "reasoning_content",
-        "reasoning", "tool_call_id", "prefix", "audio",      "annotations", "function_call"};
-    const char *key;
-    json_t *v;
-    if (!json_is_object(m))
-        return fail_set(f, 400, "messages", "a message must be an object");
-    json_object_foreach(m, key, v)
-    {
-        size_t i = 0;
-        while (i < sizeof known / sizeof *known && strcmp(known[i], key) != 0)
-            i++;
-        if (i == sizeof known / sizeof *known)
-            return fail_set(f, 400, "messages", "messages: unknown member %.60s", key);
-        if ((strcmp(key, "audio") == 0 || strcmp(key, "function_call") == 0) && !json_is_null(v))
-            return fail_set(f, 400, "messages", "messages: %s is not supported here", key);
-    }
-    if (api_is(m, "role", "developer") && api_set(m, "role", json_string("system")) != 0)
-        return fail_set(f, 503, NULL, "out of memory");
-    json_t *reasoning = json_object_get(m, "reasoning"), *content = json_object_get(m, "content");
-    if (json_is_string(reasoning) && !json_object_get(m, "reasoning_content") &&
-        json_object_set(m, "reasoning_content", reasoning) != 0)
-        return fail_set(f, 503, NULL, "out of memory");
-    if (json_is_null(content) && json_is_string(json_object_get(m, "refusal")) &&
-        json_object_set(m, "content", json_object_get(m, "refusal")) != 0)
-        return fail_set(f, 503, NULL, "out of memory");
-    if (check_parts(content, f) != 0)
-        return -1;
-    return plain_parts(content) == 0 ? 0 : fail_set(f, 503, NULL, "out of memory");
-}
-
 /* ------------------------------------------------------------------ writing */
 
 static void write_bytes(struct out *o, const char *text, size_t len)
@@ -409,8 +340,6 @@ static int read_request(struct turn *t, struct failure *f)
     struct server *s = t->x->server;
     struct turn_sampling sp = api_sampling(s);
     struct chat_params params = {.parallel = true}, *p = &params;
-    size_t i;
-    json_t *m;
     dsv4_err err;
     openai_defaults(&p->o, &sp);
     if (params_read(t->body, table, sizeof table / sizeof *table, p, f) != 0 ||
@@ -419,15 +348,13 @@ static int read_request(struct turn *t, struct failure *f)
         return -1;
     if (!p->messages)
         return fail_set(f, 400, "messages", "messages must be a list that is not empty");
-    if (json_array_size(p->messages) > s->opt->max_messages)
-        return fail_set(f, 400, "messages", "%zu messages; at most %zu are taken",
-                        json_array_size(p->messages), s->opt->max_messages);
     if (p->o.n > (int64_t)s->opt->max_choices)
         return fail_set(f, 400, "n", "n is %lld; at most %zu choices are made here",
                         (long long)p->o.n, s->opt->max_choices);
     if (p->top_logprobs > 0 && !p->logprobs)
         return fail_set(f, 400, "top_logprobs", "top_logprobs goes with logprobs: true");
-    json_array_foreach(p->messages, i, m) if (rename_message(m, f) != 0) return -1;
+    if (openai_messages(s, p->messages, f) != 0)
+        return -1;
     t->n_choices = (unsigned)p->o.n;
     t->options.logprobs = p->logprobs;
     t->options.n_top = p->logprobs ? (size_t)p->top_logprobs : 0;

@@ -462,7 +462,7 @@ static void write_item(struct turn *t, struct out *o, bool complete)
         out_text(o, w->open == ITEM_REASONING
                         ? "{\"type\":\"reasoning_text\",\"text\":"
                         : "{\"type\":\"output_text\",\"annotations\":[],\"logprobs\":[],\"text\":");
-        out_string(o, text->b.data + w->at, text->b.len - w->at);
+        out_string_of(o, text, w->at);
         out_text(o, "}");
     }
     out_text(o, "]}");
@@ -488,7 +488,7 @@ static void part_event(struct turn *t, const char *type, bool complete)
              w->open == ITEM_REASONING
                  ? "{\"type\":\"reasoning_text\",\"text\":"
                  : "{\"type\":\"output_text\",\"annotations\":[],\"logprobs\":[],\"text\":");
-    out_string(&t->out, complete ? text->b.data + w->at : "", complete ? text->b.len - w->at : 0);
+    out_string_of(&t->out, text, complete ? w->at : text->b.len);
     out_text(&t->out, "}");
     event_end(t);
 }
@@ -504,7 +504,7 @@ static void text_done(struct turn *t)
     place(t);
     out_text(&t->out, w->open == ITEM_REASONING ? ",\"content_index\":0,\"text\":"
                                                 : ",\"content_index\":0,\"logprobs\":[],\"text\":");
-    out_string(&t->out, text->b.data + w->at, text->b.len - w->at);
+    out_string_of(&t->out, text, w->at);
     event_end(t);
     part_event(t, "response.content_part.done", true);
 }

@@ -1,8 +1,9 @@
 /* What OpenAI's chat completions and completions have in common: parameters of sampling and streams, the
- * head of what is written, tokens as text. */
+ * head of what is written, tokens as text; and messages of chats. */
 #include "api.h"
 
 #include <math.h>
+#include <string.h>
 
 void openai_defaults(struct openai_params *p, const struct turn_sampling *s)
 {
@@ -89,4 +90,88 @@ void openai_fail(struct turn *t, const struct failure *f)
     failure_body(&t->out, PROTOCOL_OPENAI, f, t->x->id);
     sse_end(t);
     openai_done(t);
+}
+
+/* ------------------------------------------------------------------ messages */
+
+static int check_parts(const json_t *content, struct failure *f)
+{
+    size_t i;
+    json_t *part;
+    if (!json_is_array(content))
+        return 0;
+    json_array_foreach(content, i, part)
+    {
+        const char *type = json_string_value(json_object_get(part, "type"));
+        if (!type || (strcmp(type, "text") != 0 && strcmp(type, "refusal") != 0))
+            return fail_set(f, 400, "messages",
+                            "messages: a content part of type %.40s; only text is understood here",
+                            type ? type : "(none)");
+    }
+    return 0;
+}
+
+/* {"type": "refusal", "refusal": TEXT} is text that the model wrote. */
+static int plain_parts(json_t *content)
+{
+    size_t i;
+    json_t *part;
+    json_array_foreach(content, i, part)
+    {
+        json_t *text = json_object_get(part, "refusal");
+        if (api_is(part, "type", "refusal") && json_is_string(text) &&
+            (api_set(part, "type", json_string("text")) != 0 ||
+             json_object_set(part, "text", text) != 0))
+            return -1;
+    }
+    return 0;
+}
+
+/* The names that others have for the same things. */
+static int rename_message(json_t *m, struct failure *f)
+{
+    static const char *const known[] = {
+        "role",      "content",      "name",   "tool_calls", "refusal",     "reasoning_content",
+        "reasoning", "tool_call_id", "prefix", "audio",      "annotations", "function_call"};
+    const char *key;
+    json_t *v;
+    if (!json_is_object(m))
+        return fail_set(f, 400, "messages", "a message must be an object");
+    json_object_foreach(m, key, v)
+    {
+        size_t i = 0;
+        while (i < sizeof known / sizeof *known && strcmp(known[i], key) != 0)
+            i++;
+        if (i == sizeof known / sizeof *known)
+            return fail_set(f, 400, "messages", "messages: unknown member %.60s", key);
+        if ((strcmp(key, "audio") == 0 || strcmp(key, "function_call") == 0) && !json_is_null(v))
+            return fail_set(f, 400, "messages", "messages: %s is not supported here", key);
+    }
+    if (api_is(m, "role", "developer") && api_set(m, "role", json_string("system")) != 0)
+        return fail_set(f, 503, NULL, "out of memory");
+    json_t *reasoning = json_object_get(m, "reasoning"), *content = json_object_get(m, "content");
+    if (json_is_string(reasoning) && !json_object_get(m, "reasoning_content") &&
+        json_object_set(m, "reasoning_content", reasoning) != 0)
+        return fail_set(f, 503, NULL, "out of memory");
+    if (json_is_null(content) && json_is_string(json_object_get(m, "refusal")) &&
+        json_object_set(m, "content", json_object_get(m, "refusal")) != 0)
+        return fail_set(f, 503, NULL, "out of memory");
+    if (check_parts(content, f) != 0)
+        return -1;
+    return plain_parts(content) == 0 ? 0 : fail_set(f, 503, NULL, "out of memory");
+}
+
+int openai_messages(const struct server *s, json_t *messages, struct failure *f)
+{
+    size_t i, n = json_array_size(messages);
+    json_t *m;
+    if (n > s->opt->max_messages)
+        return fail_set(f, 400, "messages", "%zu messages; at most %zu are taken", n,
+                        s->opt->max_messages);
+    json_array_foreach(messages, i, m)
+    {
+        if (rename_message(m, f) != 0)
+            return -1;
+    }
+    return 0;
 }

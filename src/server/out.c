@@ -62,13 +62,19 @@ void out_string(struct out *o, const char *text, size_t len)
         else
             out_add(o, (char[]){'\\', 'u', '0', '0', hex[c >> 4], hex[c & 15]}, 6);
     }
-    out_add(o, text + run, len - run);
+    if (run < len) /* text may be NULL when there is none */
+        out_add(o, text + run, len - run);
     out_add(o, "\"", 1);
 }
 
 void out_cstring(struct out *o, const char *text)
 {
     out_string(o, text, strlen(text));
+}
+
+void out_string_of(struct out *o, const struct out *text, size_t at)
+{
+    out_string(o, at < text->b.len ? text->b.data + at : "", text->b.len - at);
 }
 
 /* json_dumps() of jansson 2.14 may leave out a key when its buffer cannot grow. */

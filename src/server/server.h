@@ -33,6 +33,8 @@ void out_printf(struct out *o, const char *format, ...) PRINTF_LIKE(2, 3);
 /* A JSON string with its quotes; text is UTF-8. */
 void out_string(struct out *o, const char *text, size_t len);
 void out_cstring(struct out *o, const char *text);
+/* Likewise what stands in `text` from byte `at` on. */
+void out_string_of(struct out *o, const struct out *text, size_t at);
 void out_json(struct out *o, const json_t *v);
 /* A number that JSON can hold: NaN and infinities as the nearest finite one. */
 void out_number(struct out *o, double x);
