@@ -272,7 +272,7 @@ check-long: deps-dev
 	@CHECK_LONG=1 $(MAKE_ALL) check
 	@CHECK_LONG=1 $(MAKE_ALL) asan
 	@$(MAKE_ALL) ubsan
-	@$(MAKE_ALL) tsan
+	@CHECK_LONG=1 $(MAKE_ALL) tsan
 	@$(MAKE_ALL) valgrind
 	@$(MAKE_ALL) fuzz TIME=1800
 
@@ -292,8 +292,8 @@ $(REPLAYS): $(B)/tests/replay_%: $(B)/tests/fuzz_%.o $(B)/tests/fuzz_main.o $(IN
 	$(Q)$(CC) $(ALL_LD) -o $@ $(filter %.o %.a,$^) $(TOOL_LD) $(ALL_LIBS)
 
 # ---- the same tests, looked at harder, each in a variant of its own. Tests of the build and those that talk
-# to a server through Python are left out.
-BUILD_TESTS := tests/test_build.sh tests/test_page.sh tests/test_server.sh
+# to a server through Python are left out, but for the server's in `make check-long`.
+BUILD_TESTS := tests/test_build.sh tests/test_page.sh $(if $(CHECK_LONG),,tests/test_server.sh)
 variant = +@$(MAKE_ALL) VARIANT=$(1) TEST_SH='$(filter-out $(BUILD_TESTS),$(TEST_SH))' HARDEN=
 STRICT := -fno-sanitize-recover=all -fno-omit-frame-pointer
 # More than what the standard calls undefined: values that change in a conversion, bounds of local arrays.
@@ -312,10 +312,11 @@ ubsan:
 
 # clang, because its OpenMP tells ThreadSanitizer (through libarcher, which lies beside it) what waits for
 # what; gcc's does not. Only the tests that have threads.
-THREADED := system topology session golden
+THREADED := system topology session golden $(if $(HAVE_MHD),sched)
 tsan: export TSAN_OPTIONS = ignore_noninstrumented_modules=1 halt_on_error=1
 tsan:
-	$(call variant,tsan) CC=$(CLANG) OPT=-O1 SAN=-fsanitize=thread TEST_SH= REPLAYS= KERNEL_TEST= \
+	$(call variant,tsan) CC=$(CLANG) OPT=-O1 SAN=-fsanitize=thread REPLAYS= \
+	    TEST_SH='$(if $(CHECK_LONG),tests/test_server.sh)' KERNEL_TEST= \
 	    TESTS='$(THREADED:%=build/tsan/tests/check_%)' check-only
 
 valgrind: programs

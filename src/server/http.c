@@ -25,7 +25,8 @@
 
 enum { HEADER_BYTES = 64 << 10, UNSENT_LIMIT = 8 << 20 };
 
-enum phase { PHASE_HEADERS, PHASE_BODY, PHASE_REPLY };
+/* PHASE_LEAVING: had to make place, and is still to be closed by the library. */
+enum phase { PHASE_HEADERS, PHASE_BODY, PHASE_REPLY, PHASE_LEAVING, N_PHASES };
 
 struct list {
     struct list *prev, *next;
@@ -47,7 +48,8 @@ struct http {
     struct MHD_Daemon *daemon;
     int epoll, wake, listener;
     uint16_t port;
-    struct list phase[3];
+    struct list phase[N_PHASES];
+    size_t in[N_PHASES]; /* connections there */
     atomic_size_t n;
     size_t limit;
     bool progress; /* a callback did something in the last run */
@@ -82,6 +84,8 @@ static void list_append(struct list *head, struct list *l)
 static void enter(struct http *h, struct connection *c, enum phase phase)
 {
     list_remove(&c->link);
+    h->in[c->phase]--;
+    h->in[phase]++;
     c->phase = phase;
     c->since = c->moved = clock_seconds();
     c->seen = 0;
@@ -234,11 +238,15 @@ static void on_completed(void *arg, struct MHD_Connection *con, void **state,
 
 /* ------------------------------------------------------------------ connections */
 
-static void evict_oldest(struct http *h)
+/* Room for the next: those that say nothing make place, oldest first. */
+static void make_room(struct http *h)
 {
-    struct list *l = h->phase[PHASE_HEADERS].next;
-    if (l != &h->phase[PHASE_HEADERS])
-        hang_up((struct connection *)l);
+    const struct list *silent = &h->phase[PHASE_HEADERS];
+    while (atomic_load(&h->n) - h->in[PHASE_LEAVING] > h->limit && silent->next != silent) {
+        struct connection *c = (struct connection *)silent->next;
+        hang_up(c);
+        enter(h, c, PHASE_LEAVING);
+    }
 }
 
 static void on_connection(void *arg, struct MHD_Connection *con, void **state,
@@ -253,14 +261,15 @@ static void on_connection(void *arg, struct MHD_Connection *con, void **state,
         *state = c;
         c->mhd = con;
         c->fd = MHD_get_connection_info(con, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+        c->since = clock_seconds();
         list_append(&h->phase[PHASE_HEADERS], &c->link);
-        enter(h, c, PHASE_HEADERS);
+        h->in[PHASE_HEADERS]++;
         metric_add(&h->server->metrics, COUNT_CONNECTIONS, 1);
-        if (atomic_fetch_add(&h->n, 1) >=
-            h->limit) /* room for the next: those that say nothing make place */
-            evict_oldest(h);
+        atomic_fetch_add(&h->n, 1);
+        make_room(h);
     } else if (c) {
         list_remove(&c->link);
+        h->in[c->phase]--;
         atomic_fetch_sub(&h->n, 1);
         free(c);
         *state = NULL;
@@ -494,7 +503,7 @@ int http_open(struct http **out, struct server *s, dsv4_err *err)
     TRY(mem_alloc(&h, 1, sizeof *h, "the HTTP server", err));
     h->server = s;
     h->epoll = h->listener = -1;
-    for (size_t i = 0; i < 3; i++)
+    for (size_t i = 0; i < N_PHASES; i++)
         list_init(&h->phase[i]);
     h->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int rc = h->wake < 0 ? err_errno(err, DSV4_FAILED, "eventfd", "open") : 0;
@@ -543,7 +552,7 @@ void http_close(struct http *h)
 {
     if (!h)
         return;
-    for (size_t i = 0; i < 3; i++)
+    for (size_t i = 0; i < N_PHASES; i++)
         for (struct list *l = h->phase[i].next; l != &h->phase[i]; l = l->next)
             if (((struct connection *)l)->x)
                 ((struct connection *)l)->x->gone = true;

@@ -13,7 +13,7 @@ import time
 PROGRAM = sys.argv[1]
 TESTS = []
 SKIPPED = []
-LONG = bool(os.environ.get("CHECK_LONG"))
+LONG = bool(os.environ.get("CHECK_LONG")) and not os.environ.get("CHECK_QUICK")  # quick: with a sanitizer
 
 
 def test(f):
