@@ -14,6 +14,20 @@ static void put_half(uint8_t *at, uint16_t h)
     memcpy(at, &h, sizeof h);
 }
 
+/* 2 and 3 bits: unit u of 4 elements is columns 0, 2, 4, 6 of 8 (u even) or 1, 3, 5, 7. The low two bits of four units
+ * share a word; the third bits of all eight are the last word. */
+static void store_small(uint8_t *codes, const uint8_t *code, size_t bytes)
+{
+    memset(codes, 0, bytes);
+    for (size_t u = 0; u < GROUP / 4; u++)
+        for (size_t b = 0; b < 4; b++) {
+            uint8_t c = code[u / 2 * 8 + u % 2 + 2 * b];
+            codes[u / 4 * 4 + b] |= (uint8_t)((c & 3) << u % 4 * 2);
+            if (bytes > 8)
+                codes[8 + b] |= (uint8_t)((c >> 2) << u);
+        }
+}
+
 void group_store(uint8_t *codes, const struct wtype *t, size_t column, const uint8_t *code)
 {
     if (t->format == W_Q8) {
@@ -21,7 +35,11 @@ void group_store(uint8_t *codes, const struct wtype *t, size_t column, const uin
             codes[column + octet_place(i)] = (uint8_t)(code[i] - 127);
         return;
     }
-    codes += column / 2;
+    codes += wformat_row_bytes(t->format, column);
+    if (t->format != W_Q4) {
+        store_small(codes, code, wformat_row_bytes(t->format, GROUP));
+        return;
+    }
     for (size_t i = 0; i < GROUP / 2; i++)
         codes[i] = (uint8_t)(code[2 * i] | code[2 * i + 1] << 4);
 }

@@ -23,6 +23,11 @@ void levels_of(struct levels *l, const struct wtype *t);
 void levels_round(float *value, const struct levels *l, const float *x, float inverse);
 uint8_t levels_code(const struct levels *l, float x);
 
+static inline float levels_value(const struct levels *l, uint8_t code)
+{
+    return l->even ? l->low + (float)code : l->value[code];
+}
+
 /* The scale, as f16, for a group of floats with weights w of their squared errors. */
 uint16_t group_scale(const struct levels *l, const float *x, const float *w, enum effort effort);
 

@@ -134,6 +134,12 @@ static float error_at(const struct levels *l, const float *x, const float *w, co
     return scale * (scale * f.qq - 2 * f.xq);
 }
 
+/* A power of two that clips nothing: for 8 bits, what was fp4 comes through it unharmed. */
+static float power_of_two(float most, const struct levels *l)
+{
+    return e8m0_value(e8m0_ceil(fabsf(most) / l->high));
+}
+
 /* Where the largest magnitude is put, as a part of the end of the levels. */
 static const float try_few[] = {0.9f, 1, 1.1f};
 static const float try_many[] = {0.8f, 0.86f, 0.92f, 0.96f, 1, 1.05f, 1.1f, 1.16f, 1.24f};
@@ -156,6 +162,11 @@ uint16_t group_scale(const struct levels *l, const float *x, const float *w, enu
         l->high - l->low > 2 * MAX_LEVELS && l->even; /* 8 bits: there is little to be won */
     const float *part = fine ? try_few : try_many;
     size_t n = fine ? sizeof try_few / sizeof *try_few : sizeof try_many / sizeof *try_many;
+    if (fine) {
+        struct fit f = fit_at(l, x, w, wx, 1 / power_of_two(most, l));
+        best = gain(f);
+        scale = f.qq > 0 ? f.xq / f.qq : 0;
+    }
     for (int side = 0; side < (l->low == -l->high ? 1 : 2); side++)
         for (size_t i = 0; i < n; i++) {
             struct fit f = fit_at(l, x, w, wx, (side ? l->high : l->low) * part[i] / most);

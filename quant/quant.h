@@ -25,7 +25,7 @@ struct wtype {
     const char *name;
 };
 
-/* f32 f16 bf16 e4m3 e2m1 (also: mxfp4) q8 q4 q4nl; NULL for any other name. Pointers are to constants. */
+/* f32 f16 bf16 e4m3 e2m1 (also: mxfp4) q8 q4 q4nl q3 q2; NULL for any other name. Pointers are to constants. */
 const struct wtype *wtype_named(const char *name);
 /* All of them; NULL past the last. */
 const struct wtype *wtype_at(size_t i);
@@ -43,12 +43,24 @@ enum effort {
 
 /* One row of `cols` floats below 2^127 -> its plain codes, wformat_row_bytes(), and scales, one per GROUP columns
  * (cols is a multiple of GROUP for formats that have scales):
- *   q8 q4 q4nl  f16     e2m1 e4m3  e8m0, as of a matrix with block_rows 1, block_cols GROUP
+ *   q8 q4 q4nl q3 q2  f16     e2m1 e4m3  e8m0, as of a matrix with block_rows 1, block_cols GROUP
  *   f32 f16 bf16  none; scales is not looked at
  * importance [cols]: weights >= 0 of the squared errors, or NULL: all alike. Same input, same bytes. What is
  * outside of a format's range becomes its nearest value. */
 void encode_row(uint8_t *codes, uint8_t *scales, const struct wtype *t, const float *x, size_t cols,
                 const float *importance, enum effort effort);
+
+/* ------------------------------------------------------------------ error feedback (feedback.c) */
+
+/* h [n][n], the covariance sum x x^T of a matrix's inputs, with `damping` times the mean of its diagonal
+ * added to that (0.01 is usual) -> its factor, in place. About n^3 / 6 multiply-adds. */
+void feedback_factor(float *h, size_t n, float damping);
+
+/* Up to PANEL rows of floats x, `ldx` apart -> plain codes and scales of q8 and of formats with a table,
+ * code_ld and scale_ld bytes apart. Rows do not depend on each other. tmp: cols * PANEL floats. */
+void encode_feedback(uint8_t *codes, size_t code_ld, uint8_t *scales, size_t scale_ld,
+                     const struct wtype *t, const float *x, size_t ldx, size_t rows, size_t cols,
+                     const float *factor, float *tmp);
 
 /* ------------------------------------------------------------------ panels (panel.c; drawn in simd.h) */
 

@@ -6,13 +6,18 @@
 
 static const int8_t linear4[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
-/* Least squared error over groups of 32 normal numbers, each with the best scale for it (Lloyd's method). */
-static const int8_t normal4[16] = {-127, -102, -82, -65, -49, -35, -22, -10,
-                                   2,    13,   25,  38,  53,  69,  89,  113};
+/* Least squared error over groups of 32 normal numbers, each with the best scale for it (Lloyd's method): 0.0052,
+ * 0.0227 and 0.0953 of the sum of squares. */
+static const int8_t normal4[16] = {-127, -101, -81, -63, -48, -34, -21, -9,
+                                   2,    14,   25,  37,  50,  65,  84,  108};
+
+static const int8_t normal3[8] = {-127, -78, -45, -18, 7, 34, 64, 105};
+static const int8_t normal2[4] = {-127, -44, 18, 88};
 
 static const struct wtype types[] = {
-    {W_F32, NULL, "f32"},   {W_F16, NULL, "f16"}, {W_BF16, NULL, "bf16"}, {W_E4M3, NULL, "e4m3"},
-    {W_E2M1, NULL, "e2m1"}, {W_Q8, NULL, "q8"},   {W_Q4, linear4, "q4"},  {W_Q4, normal4, "q4nl"},
+    {W_F32, NULL, "f32"},   {W_F16, NULL, "f16"},  {W_BF16, NULL, "bf16"}, {W_E4M3, NULL, "e4m3"},
+    {W_E2M1, NULL, "e2m1"}, {W_Q8, NULL, "q8"},    {W_Q4, linear4, "q4"},  {W_Q4, normal4, "q4nl"},
+    {W_Q3, normal3, "q3"},  {W_Q2, normal2, "q2"},
 };
 
 const struct wtype *wtype_named(const char *name)
@@ -32,7 +37,7 @@ const struct wtype *wtype_at(size_t i)
 
 size_t wtype_levels(enum wformat f)
 {
-    return f == W_Q4 ? 16 : 0;
+    return f == W_Q4 ? 16 : f == W_Q3 ? 8 : f == W_Q2 ? 4 : 0;
 }
 
 const struct wtype *wtype_of(const struct wmat *w)

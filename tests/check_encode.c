@@ -92,8 +92,8 @@ END_TEST
 static const struct {
     const char *type;
     double most;
-} expected[] = {{"f32", 0},       {"f16", 1e-7}, {"bf16", 4e-6}, {"e4m3", 8e-4},
-                {"e2m1", 1.4e-2}, {"q8", 3e-5},  {"q4", 7e-3},   {"q4nl", 5.8e-3}};
+} expected[] = {{"f32", 0},   {"f16", 1e-7}, {"bf16", 4e-6},   {"e4m3", 8e-4}, {"e2m1", 1.4e-2},
+                {"q8", 3e-5}, {"q4", 7e-3},  {"q4nl", 5.8e-3}, {"q3", 2.5e-2}, {"q2", 1.05e-1}};
 
 START_TEST(errors)
 {
@@ -192,6 +192,105 @@ START_TEST(extremes)
 }
 END_TEST
 
+/* sum over rows of e H e^T */
+static double error_under(const float *h, const float *x, const float *y, size_t rows)
+{
+    double sum = 0;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < COLS; i++) {
+            double product = 0;
+            for (size_t j = 0; j < COLS; j++)
+                product += h[i * COLS + j] * ((double)x[r * COLS + j] - y[r * COLS + j]);
+            sum += product * ((double)x[r * COLS + i] - y[r * COLS + i]);
+        }
+    return sum;
+}
+
+/* Inputs that hang together: sums of x x^T. */
+static void covariance(float *h)
+{
+    float base[COLS], x[COLS];
+    memset(h, 0, COLS * COLS * sizeof *h);
+    for (uint64_t n = 0; n < 2 * COLS; n++) {
+        fill(x, COLS, 5000 + n);
+        fill(base, COLS, 9000 + n % 20);
+        for (size_t i = 0; i < COLS; i++)
+            x[i] += 2 * base[i];
+        for (size_t i = 0; i < COLS; i++)
+            for (size_t j = 0; j < COLS; j++)
+                h[i * COLS + j] += x[i] * x[j];
+    }
+}
+
+/* With error feedback the products change less, whatever the number of rows; a row's bytes do not depend on the
+ * rows beside it. */
+START_TEST(feedback)
+{
+    enum { ROWS = 20 };
+    static float h[COLS * COLS], factor[COLS * COLS], tmp[COLS * PANEL];
+    float x[ROWS * COLS], y[ROWS * COLS], z[ROWS * COLS];
+    covariance(h);
+    memcpy(factor, h, sizeof h);
+    feedback_factor(factor, COLS, 0.01f);
+    fill(x, ROWS * COLS, 7);
+    for (size_t i = 0; wtype_at(i); i++) {
+        const struct wtype *t = wtype_at(i);
+        if (t->format != W_Q8 && wtype_levels(t->format) == 0)
+            continue;
+        uint8_t codes[ROWS][COLS] = {0}, scales[ROWS][2 * COLS / GROUP], alone[COLS],
+                its[2 * COLS / GROUP];
+        size_t bytes = wformat_row_bytes(t->format, COLS);
+        for (size_t r = 0; r < ROWS; r += PANEL)
+            encode_feedback(codes[r], COLS, scales[r], sizeof *scales, t, x + r * COLS, COLS,
+                            ROWS - r < PANEL ? ROWS - r : PANEL, COLS, factor, tmp);
+        struct wmat w = {.format = t->format,
+                         .rows = ROWS,
+                         .cols = COLS,
+                         .codes = codes[0],
+                         .scales = scales[0],
+                         .code_ld = COLS,
+                         .scale_ld = sizeof *scales,
+                         .table = t->table};
+        for (size_t r = 0; r < ROWS; r++) {
+            k.decode(y + r * COLS, &w, r);
+            round_trip(z + r * COLS, t, x + r * COLS, NULL, EFFORT_SEARCH);
+            encode_feedback(alone, COLS, its, 0, t, x + r * COLS, COLS, 1, COLS, factor, tmp);
+            ck_assert_mem_eq(alone, codes[r], bytes);
+            ck_assert_mem_eq(its, scales[r], sizeof its);
+        }
+        double with = error_under(h, x, y, ROWS), without = error_under(h, x, z, ROWS);
+        ck_assert_msg(with < 0.5 * without, "%s: %g with feedback, %g without", t->name, with,
+                      without);
+    }
+}
+END_TEST
+
+/* Inputs that never came, or always the same one: nothing but finite numbers. */
+START_TEST(singular)
+{
+    static float factor[COLS * COLS], tmp[COLS * PANEL];
+    float x[COLS], y[COLS];
+    const struct wtype *t = wtype_named("q4");
+    fill(x, COLS, 3);
+    for (int same = 0; same < 2; same++) {
+        uint8_t codes[COLS], scales[2 * COLS / GROUP];
+        for (size_t i = 0; i < COLS * COLS; i++)
+            factor[i] = (float)same * 1e6f;
+        feedback_factor(factor, COLS, 0.01f);
+        encode_feedback(codes, COLS, scales, 0, t, x, COLS, 1, COLS, factor, tmp);
+        struct wmat w = {.format = t->format,
+                         .rows = 1,
+                         .cols = COLS,
+                         .codes = codes,
+                         .scales = scales,
+                         .table = t->table};
+        k.decode(y, &w, 0);
+        double e = error_of(x, y, NULL, COLS);
+        ck_assert_msg(e < 0.2 * COLS, "%g", e);
+    }
+}
+END_TEST
+
 int main(void)
 {
     kernels_init_scalar(&k);
@@ -203,6 +302,8 @@ int main(void)
     tcase_add_test(c, importance);
     tcase_add_test(c, exact);
     tcase_add_test(c, extremes);
+    tcase_add_test(c, feedback);
+    tcase_add_test(c, singular);
     suite_add_tcase(s, c);
     return run_suite(s);
 }

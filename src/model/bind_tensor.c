@@ -62,6 +62,8 @@ int bind_matrix(struct model *m, struct matrix *out, uint64_t rows, uint64_t col
     char name[NAME_CAP];
     FORMAT_NAME(name, format);
     TRY(bind_named(m, &out->stored, rows, cols, false, name, err));
+    const struct tensor *t = m->synthetic ? NULL : store_find(m->store, name);
+    out->name = t ? t->name : NULL;
     out->rows = out->stored.rows;
     out->cols = out->stored.cols;
     if (out->stored.panels) {

@@ -93,12 +93,28 @@ static void one_part(const struct lane *l, const struct batch *b, float *y, size
     }
 }
 
+/* This lane's rows r0 .. r1 of a matrix stand for a share of its columns, so that the lanes together hear of all.
+ * Where groups share one matrix, whoever computes rows of one group tells of the inputs of all. */
+static void observe(const struct batch *b, const struct input *in, const uint32_t *pick, size_t n,
+                    const struct matrix *w, size_t r0, size_t r1)
+{
+    size_t c0 = r0 * w->cols / w->rows, c1 = r1 * w->cols / w->rows;
+    if (in->act == ACT_O) {
+        pick = NULL;
+        n *= b->m->cfg->o_groups;
+    }
+    if (c0 < c1)
+        b->observer->input(b->observer->arg, b, w, in->act, in->x, in->ld, pick, n, c0, c1);
+}
+
 static void all_parts(const struct lane *l, const struct batch *b, float *y, size_t ldy,
                       const struct input *in, const uint32_t *pick, size_t n,
                       const struct matrix *w, size_t r0, size_t r1)
 {
     if (n == 0)
         return; /* y may be NULL */
+    if (b->observer && r0 < r1)
+        observe(b, in, pick, n, w, r0, r1);
     if (w->n_parts == 0)
         one_part(l, b, y, ldy, in, pick, n, &w->stored, r0, r1);
     for (uint32_t i = 0; i < w->n_parts; i++) {

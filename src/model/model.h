@@ -36,6 +36,7 @@ struct matrix {
     struct wmat stored; /* in the checkpoint */
     struct part *part;
     uint32_t n_parts;
+    const char *name; /* in the checkpoint; NULL without one */
 };
 
 /* Inputs of weight matrices that the fast mode quantizes. ORDER ACTS: act_shape (linear.c) */
@@ -360,6 +361,17 @@ struct tap {
     void *arg;
 };
 
+/* For statistics of what matrices multiply with (src/session/statistics.c). */
+struct observer {
+    /* n rows x_i = x + (pick ? pick[i] : i) * ld of the activation `a` (N_ACTS: of none) meet a matrix. Called by all
+     * lanes, each with columns of its own: together they hear of every column c0 .. c1 once. */
+    void (*input)(void *arg, const struct batch *b, const struct matrix *w, enum act a,
+                  const float *x, size_t ld, const uint32_t *pick, size_t n, size_t c0, size_t c1);
+    /* On one lane: b->down holds what experts gave, weighted by the router, as b->expert_at sorts them. */
+    void (*experts)(void *arg, const struct batch *b, const struct layer *L);
+    void *arg;
+};
+
 /* What a step spends its time on. ORDER OPS: op_name (src/session/timing.c) */
 enum op {
     OP_EMBED,
@@ -382,6 +394,7 @@ struct batch {
     const struct model *m;
     size_t cap, cap_seq; /* rows, sequences */
     const struct tap *tap;
+    const struct observer *observer;
 
     size_t n, n_seg;
     struct segment *seg; /* [cap_seq] */

@@ -218,5 +218,10 @@ void moe(const struct lane *l, struct batch *b, const struct layer *L)
     lane_barrier(l);
     lap(l, b, (int)L->id, OP_UP);
     experts_down(l, b, L);
+    if (b->observer) {
+        lane_barrier(l);
+        if (l->id == 0)
+            b->observer->experts(b->observer->arg, b, L);
+    }
     lap(l, b, (int)L->id, OP_DOWN);
 }
