@@ -400,9 +400,25 @@ SHARE = $(DESTDIR)$(PREFIX)/share
 NANO  = $(SHARE)/dsv4/models/nano
 MODEL_FILES = config.json generation_config.json tokenizer.json tokenizer_config.json model.safetensors
 
+NAMES = $(PROGRAMS:$(B)/%=%)
+MAN   = $(SHARE)/man/man1
+BASH  = $(SHARE)/bash-completion/completions
+ZSH   = $(SHARE)/zsh/site-functions
+FISH  = $(SHARE)/fish/vendor_completions.d
+
+# What programs tell about themselves. Only dsv4 has commands, and these among them.
+man        = $(B)/$(1) $(if $(filter dsv4,$(1)),help --man,--man)
+completion = $(B)/$(1) $(if $(filter dsv4,$(1)),completion $(2),--completion=$(2))
+define documents
+
+	$(call man,$(1)) >$(MAN)/$(1).1
+	$(call completion,$(1),bash) >$(BASH)/$(1)
+	$(call completion,$(1),zsh) >$(ZSH)/_$(1)
+	$(call completion,$(1),fish) >$(FISH)/$(1).fish
+endef
+
 install: all
-	install -d $(BIN) $(LIB)/pkgconfig $(INC) $(NANO) $(SHARE)/man/man1 \
-	    $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	install -d $(BIN) $(LIB)/pkgconfig $(INC) $(NANO) $(MAN) $(BASH) $(ZSH) $(FISH)
 	install -m 755 $(PROGRAMS) $(BIN)
 	install -m 644 src/dsv4.h $(INC)
 	install -m 644 $(B)/libdsv4.a $(LIB)
@@ -411,17 +427,14 @@ install: all
 	ln -sf $(SO_NAME) $(LIB)/$(SO_LINK)
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' -e 's|@LIBS@|$(ALL_LIBS)|' src/dsv4.pc.in \
 	    >$(LIB)/pkgconfig/dsv4.pc
-	$(B)/dsv4 help --man >$(SHARE)/man/man1/dsv4.1
-	$(B)/dsv4 completion bash >$(SHARE)/bash-completion/completions/dsv4
-	$(B)/dsv4 completion zsh >$(SHARE)/zsh/site-functions/_dsv4
-	$(B)/dsv4 completion fish >$(SHARE)/fish/vendor_completions.d/dsv4.fish
+	$(foreach p,$(NAMES),$(call documents,$(p)))
 	install -m 644 $(MODEL_FILES:%=models/nano/%) $(NANO)
 
+# Of all programs, those that this build leaves out as well.
+uninstall: NAMES = $(MAIN_SRC:tools/%.c=%)
 uninstall:
-	rm -f $(MAIN_SRC:tools/%.c=$(BIN)/%) $(INC)/dsv4.h $(LIB)/libdsv4.a $(LIB)/$(SO) $(LIB)/$(SO_NAME) \
-	    $(LIB)/$(SO_LINK) $(LIB)/pkgconfig/dsv4.pc $(SHARE)/man/man1/dsv4.1 \
-	    $(SHARE)/bash-completion/completions/dsv4 $(SHARE)/zsh/site-functions/_dsv4 \
-	    $(SHARE)/fish/vendor_completions.d/dsv4.fish
+	rm -f $(NAMES:%=$(BIN)/%) $(NAMES:%=$(MAN)/%.1) $(NAMES:%=$(BASH)/%) $(NAMES:%=$(ZSH)/_%) $(NAMES:%=$(FISH)/%.fish) \
+	    $(INC)/dsv4.h $(LIB)/libdsv4.a $(LIB)/$(SO) $(LIB)/$(SO_NAME) $(LIB)/$(SO_LINK) $(LIB)/pkgconfig/dsv4.pc
 	rm -rf $(SHARE)/dsv4
 
 # ---------------------------------------------------------------- the rest

@@ -66,7 +66,7 @@ same() { # NAME FILE FILE
     if cmp -s "$2" "$3"; then pass; else fail "$1" "$2 and $3 differ"; fi
 }
 
-# ------------------------------------------------------------------ help, man page, completions
+# ------------------------------------------------------------------ help (man pages, completions: test_docs.sh)
 run 0 '^Commands:' - '$D --help'
 run 0 '^Commands:' - '$D -h'
 run 0 '^dsv4 [0-9]' - '$D --version'
@@ -78,43 +78,6 @@ for c in $commands; do
     "$D" help "$c" >"$T/help"
     same "help $c = $c --help" "$T/help" "$T/out"
 done
-"$D" help --man >"$T/man"
-for s in bash zsh fish; do "$D" completion $s >"$T/comp.$s"; done
-for c in $commands; do "$D" "$c" --help; done | grep -oE '^ +(-., )?--[a-z-]+' | grep -oE -- '--[a-z-]+' |
-    sort -u >"$T/options"
-missing=
-while read -r o; do
-    name=${o#--}
-    grep -qF -- "$(echo "$o" | sed 's/-/\\-/g')" "$T/man" || missing="$missing man:$o"
-    grep -qF -- "$o" "$T/comp.bash" || missing="$missing bash:$o"
-    grep -qE -- "$o(=|\[)" "$T/comp.zsh" || missing="$missing zsh:$o"
-    grep -qE -- "-l $name( |\$)" "$T/comp.fish" || missing="$missing fish:$o"
-done <"$T/options"
-if [ -z "$missing" ] && [ "$(wc -l <"$T/options")" -gt 40 ]; then
-    pass
-else
-    fail "every option in the man page and the completions" "$missing"
-fi
-run 2 - 'bash, zsh and fish' '$D completion tcsh'
-if command -v bash >/dev/null; then
-    run 0 '^chat$' - 'bash -c "source $T/comp.bash; COMP_WORDS=(dsv4 cha); COMP_CWORD=1; _dsv4; echo \${COMPREPLY[@]}"'
-    run 0 '^on off$' - 'bash -c "source $T/comp.bash; COMP_WORDS=(dsv4 chat --cache-quant o); COMP_CWORD=3; _dsv4; echo \${COMPREPLY[@]}"'
-else
-    skip "bash completion (no bash)"
-fi
-for shell in zsh fish; do
-    if command -v $shell >/dev/null; then
-        run 0 '' - "$shell -n \$T/comp.$shell"
-    else
-        skip "$shell completion (no $shell)"
-    fi
-done
-if command -v man >/dev/null && command -v groff >/dev/null; then
-    run 0 'EXIT STATUS' - 'MANWIDTH=80 man --warnings -l $T/man'
-else
-    skip "man page rendered (no man or groff)"
-fi
-
 # ------------------------------------------------------------------ wrong usage: 2, with a hint
 run 2 - 'did you mean chat' '$D chta'
 run 2 - 'did you mean tokenize' '$D tokenise abc'

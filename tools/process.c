@@ -49,24 +49,35 @@ void process_begin(struct terminal *t, const char *program)
     terminal_open(t, program);
 }
 
+/* What of the table was asked for (`rc`: of making it). */
+static int show(struct terminal *t, int rc, struct bytes *text)
+{
+    if (rc == 0)
+        stream_bytes(&t->out, text->data, text->len);
+    free(text->data);
+    return rc;
+}
+
 int process_parse(const struct process_options *o, struct terminal *t, int argc, char **argv,
                   int *n_args, bool *done, dsv4_err *err)
 {
-    struct bytes help = {0};
+    static const char completion[] = "--completion=";
+    struct bytes text = {0};
     char **first = argc > 0 ? argv + 1 : argv;
+    *n_args = 0;
     *done = true;
+    /* for whoever installs the program; alone, so that they need no place in its values */
+    if (argc == 2 && strcmp(argv[1], "--man") == 0)
+        return show(t, opt_man(o->set, &text, err), &text);
+    if (argc == 2 && strncmp(argv[1], completion, sizeof completion - 1) == 0)
+        return show(t, opt_completion(o->set, argv[1] + sizeof completion - 1, &text, err), &text);
     TRY(opt_parse(o->set, 0, argc > 0 ? argc - 1 : 0, first, o->values, n_args, err));
     if (*o->version) {
         stream_printf(&t->out, "%s %s\n", o->set->program, o->set->version);
         return 0;
     }
-    if (*o->help) {
-        int rc = opt_help(o->set, 0, &help, err);
-        if (rc == 0)
-            stream_bytes(&t->out, help.data, help.len);
-        free(help.data);
-        return rc;
-    }
+    if (*o->help)
+        return show(t, opt_help(o->set, 0, &text, err), &text);
     *done = false;
     return opt_count_args(o->set, 0, *n_args, first, err);
 }

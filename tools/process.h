@@ -12,7 +12,7 @@ void process_begin(struct terminal *t, const char *program);
 
 /* For a program of a single command: parses argv[1..] into `values` (no positional arguments but those the
  * command has; *n_args of them are left at the front of argv[1..]). *done: --help or --version
- * was asked for and has been answered. */
+ * was asked for and has been answered, or --man or --completion=SHELL, each alone. */
 struct process_options {
     const struct opt_set *set;
     void *values;

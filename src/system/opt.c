@@ -59,7 +59,7 @@ const char *opt_nearest_option(const struct opt_set *s, unsigned command, const 
     size_t limit = least(3, strnlen(word, NAME_MAX_LEN) / 3 + 1), best_d = limit + 1;
     for (size_t i = 0; i < s->n_opts; i++) {
         const struct opt *o = &s->opt[i];
-        if (!(o->commands >> command & 1))
+        if (!opt_takes(o, command))
             continue;
         size_t d = edit_distance(word, o->name);
         if (d < best_d) {
@@ -329,7 +329,7 @@ static int from_environment(const struct opt_set *s, unsigned command, void *val
 {
     for (size_t i = 0; i < s->n_opts; i++) {
         const struct opt *o = &s->opt[i];
-        const char *text = o->env && o->commands >> command & 1 ? getenv(o->env) : NULL;
+        const char *text = o->env && opt_takes(o, command) ? getenv(o->env) : NULL;
         if (!text || !*text)
             continue;
         dsv4_err why;

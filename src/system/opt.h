@@ -59,6 +59,17 @@ struct opt_set {
     const struct opt_note *environment, *files, *exits; /* ended by a NULL name */
 };
 
+/* A program that is one command: its name is not typed twice. */
+static inline bool opt_single(const struct opt_set *s)
+{
+    return s->n_commands == 1;
+}
+
+static inline bool opt_takes(const struct opt *o, unsigned command)
+{
+    return o->commands >> command & 1;
+}
+
 /* ------------------------------------------------------------------ opt.c */
 
 /* Where in argv[0..argc) the first word stands that is neither an option nor an option's value (of
@@ -92,6 +103,9 @@ bool opt_number_double(const char *text, double *out);
 int opt_help(const struct opt_set *s, unsigned command, struct bytes *out, dsv4_err *err);
 /* The manual page, man(7) macros. */
 int opt_man(const struct opt_set *s, struct bytes *out, dsv4_err *err);
+
+/* ------------------------------------------------------------------ opt_complete.c */
+
 /* shell: "bash", "zsh" or "fish"; DSV4_USAGE for another. */
 int opt_completion(const struct opt_set *s, const char *shell, struct bytes *out, dsv4_err *err);
 

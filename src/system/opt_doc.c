@@ -1,16 +1,11 @@
-/* What can be read about a program's options: --help, the manual page, completions for bash, zsh and
- * fish, all made from the one table (opt.h). Pure text: nothing here prints. */
+/* What can be read about a program's options: --help and the manual page, made from the one table
+ * (opt.h). Pure text: nothing here prints. */
 #include "opt.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum { HELP_WIDTH = 100, HELP_COLUMN = 30 };
-
-static bool takes(const struct opt *o, unsigned command)
-{
-    return o->commands >> command & 1;
-}
 
 /* ------------------------------------------------------------------ help */
 
@@ -96,7 +91,7 @@ static int options_help(struct bytes *b, const struct opt_set *s, unsigned comma
     const char *group = NULL;
     for (size_t i = 0; i < s->n_opts; i++) {
         const struct opt *o = &s->opt[i];
-        if (!takes(o, command))
+        if (!opt_takes(o, command))
             continue;
         if (!group || strcmp(group, o->group) != 0)
             TRY(bytes_printf(b, err, "\n%s:\n", group = o->group));
@@ -134,18 +129,29 @@ static int usage_line(struct bytes *b, const struct opt_set *s, unsigned command
                         c->args);
 }
 
+static int commands_help(struct bytes *out, const struct opt_set *s, dsv4_err *err)
+{
+    TRY(bytes_printf(out, err, "  %s COMMAND [OPTION...] ...\n\n", s->program));
+    TRY(paragraphs(out, s->text, err));
+    TRY(bytes_text(out, "\nCommands:\n", err));
+    for (size_t i = 0; i < s->n_commands; i++)
+        TRY(bytes_printf(out, err, "  %-12s  %s\n", s->command[i].name, s->command[i].brief));
+    return bytes_printf(out, err, "\n%s %s, in full:", s->program, s->command[0].name);
+}
+
 int opt_help(const struct opt_set *s, unsigned command, struct bytes *out, dsv4_err *err)
 {
     const struct opt_command *c = &s->command[command];
     if (command == 0) {
-        TRY(bytes_printf(out, err, "%s %s - %s\n\n", s->program, s->version, s->brief));
-        TRY(bytes_printf(out, err, "Usage:\n  %s [OPTION...] %s\n  %s COMMAND [OPTION...] ...\n\n",
-                         s->program, c->args, s->program));
-        TRY(paragraphs(out, s->text, err));
-        TRY(bytes_text(out, "\nCommands:\n", err));
-        for (size_t i = 0; i < s->n_commands; i++)
-            TRY(bytes_printf(out, err, "  %-12s  %s\n", s->command[i].name, s->command[i].brief));
-        TRY(bytes_printf(out, err, "\n%s %s, in full:\n", s->program, c->name));
+        TRY(bytes_printf(out, err, "%s %s - %s\n\nUsage:\n  %s [OPTION...]%s%s\n", s->program,
+                         s->version, s->brief, s->program, *c->args ? " " : "", c->args));
+        if (!opt_single(s))
+            TRY(commands_help(out, s, err));
+        TRY(bytes_text(out, "\n", err));
+        if (opt_single(s) && *s->text) {
+            TRY(paragraphs(out, s->text, err));
+            TRY(bytes_text(out, "\n", err));
+        }
     } else {
         TRY(bytes_text(out, "Usage:\n  ", err));
         TRY(usage_line(out, s, command, err));
@@ -160,8 +166,13 @@ int opt_help(const struct opt_set *s, unsigned command, struct bytes *out, dsv4_
     if (command == 0) {
         TRY(notes_help(out, "Environment", s->environment, err));
         TRY(notes_help(out, "Exit codes", s->exits, err));
-        TRY(bytes_printf(out, err, "\n%s COMMAND --help tells more about a command.\n",
-                         s->program));
+        if (opt_single(s))
+            TRY(bytes_printf(out, err,
+                             "\nAlone: --man writes the manual page, --completion=SHELL "
+                             "completions for bash, zsh or fish.\n"));
+        else
+            TRY(bytes_printf(out, err, "\n%s COMMAND --help tells more about a command.\n",
+                             s->program));
     }
     return 0;
 }
@@ -243,6 +254,18 @@ static int roff_option(struct bytes *b, const struct opt *o, dsv4_err *err)
     return bytes_text(b, "\n", err);
 }
 
+static int roff_examples(struct bytes *b, const struct opt_command *c, dsv4_err *err)
+{
+    for (const char *const *e = c->examples; e && e[0]; e += 2) {
+        TRY(bytes_text(b, ".TP\n.B ", err));
+        TRY(roff(b, e[0], err));
+        TRY(bytes_text(b, "\n", err));
+        TRY(roff(b, e[1], err));
+        TRY(bytes_text(b, "\n", err));
+    }
+    return 0;
+}
+
 static int roff_command(struct bytes *b, const struct opt_set *s, unsigned command, dsv4_err *err)
 {
     const struct opt_command *c = &s->command[command];
@@ -256,24 +279,19 @@ static int roff_command(struct bytes *b, const struct opt_set *s, unsigned comma
         TRY(roff_break(b, err));
     TRY(roff_paragraphs(b, c->text, err));
     for (size_t i = 0; i < s->n_opts; i++)
-        if (takes(&s->opt[i], command))
+        if (opt_takes(&s->opt[i], command))
             TRY(roff_option(b, &s->opt[i], err));
     if (c->examples)
         TRY(bytes_text(b, ".PP\nExamples:\n", err));
-    for (const char *const *e = c->examples; e && e[0]; e += 2) {
-        TRY(bytes_text(b, ".TP\n.B ", err));
-        TRY(roff(b, e[0], err));
-        TRY(bytes_text(b, "\n", err));
-        TRY(roff(b, e[1], err));
-        TRY(bytes_text(b, "\n", err));
-    }
-    return 0;
+    return roff_examples(b, c, err);
 }
 
 static int roff_notes(struct bytes *b, const char *title, const struct opt_note *n, dsv4_err *err)
 {
+    if (!n || !n->name)
+        return 0;
     TRY(bytes_printf(b, err, ".SH %s\n", title));
-    for (; n && n->name; n++) {
+    for (; n->name; n++) {
         TRY(bytes_text(b, ".TP\n.B ", err));
         TRY(roff(b, n->name, err));
         TRY(bytes_text(b, "\n", err));
@@ -283,247 +301,53 @@ static int roff_notes(struct bytes *b, const char *title, const struct opt_note 
     return 0;
 }
 
-int opt_man(const struct opt_set *s, struct bytes *out, dsv4_err *err)
+static int roff_commands(struct bytes *out, const struct opt_set *s, dsv4_err *err)
 {
-    TRY(bytes_printf(out, err, ".TH %s 1 \"\" \"%s %s\"\n.SH NAME\n%s \\- ", s->program, s->program,
-                     s->version, s->program));
-    TRY(roff(out, s->brief, err));
-    TRY(bytes_printf(out, err, "\n.SH SYNOPSIS\n.B %s\n[\\fIOPTION\\fR...] ", s->program));
-    TRY(roff(out, s->command[0].args, err));
-    TRY(bytes_printf(out, err, "\n.br\n.B %s\n\\fICOMMAND\\fR [\\fIOPTION\\fR...] ...\n",
-                     s->program));
-    TRY(bytes_text(out, ".SH DESCRIPTION\n", err));
-    TRY(roff_paragraphs(out, s->text, err));
     TRY(bytes_text(out, ".SH COMMANDS\n", err));
     for (size_t i = 0; i < s->n_commands; i++)
         TRY(roff_command(out, s, (unsigned)i, err));
+    return 0;
+}
+
+/* The options by group, then the examples, of a program without commands. */
+static int roff_single(struct bytes *out, const struct opt_set *s, dsv4_err *err)
+{
+    const struct opt_command *c = s->command;
+    const char *group = NULL;
+    if (*s->text)
+        TRY(roff_break(out, err));
+    TRY(roff_paragraphs(out, c->text, err));
+    TRY(bytes_text(out, ".SH OPTIONS\n", err));
+    for (size_t i = 0; i < s->n_opts; i++) {
+        if (!group || strcmp(group, s->opt[i].group) != 0)
+            TRY(bytes_printf(out, err, ".SS %s\n", group = s->opt[i].group));
+        TRY(roff_option(out, &s->opt[i], err));
+    }
+    if (!c->examples)
+        return 0;
+    TRY(bytes_text(out, ".SH EXAMPLES\n", err));
+    return roff_examples(out, c, err);
+}
+
+int opt_man(const struct opt_set *s, struct bytes *out, dsv4_err *err)
+{
+    TRY(bytes_printf(out, err, ".TH %s 1 \"\" \"%s %s\"\n.SH NAME\n", s->program, s->program,
+                     s->version));
+    TRY(roff(out, s->program, err));
+    TRY(bytes_text(out, " \\- ", err));
+    TRY(roff(out, s->brief, err));
+    TRY(bytes_printf(out, err, "\n.SH SYNOPSIS\n.B %s\n[\\fIOPTION\\fR...] ", s->program));
+    TRY(roff(out, s->command[0].args, err));
+    if (!opt_single(s))
+        TRY(bytes_printf(out, err, "\n.br\n.B %s\n\\fICOMMAND\\fR [\\fIOPTION\\fR...] ...",
+                         s->program));
+    TRY(bytes_text(out, "\n.SH DESCRIPTION\n", err));
+    TRY(roff_paragraphs(out, s->text, err));
+    if (opt_single(s))
+        TRY(roff_single(out, s, err));
+    else
+        TRY(roff_commands(out, s, err));
     TRY(roff_notes(out, "ENVIRONMENT", s->environment, err));
     TRY(roff_notes(out, "FILES", s->files, err));
     return roff_notes(out, "EXIT STATUS", s->exits, err);
-}
-
-/* ------------------------------------------------------------------ completions */
-
-enum words { WORDS_NONE, WORDS_CHOICE, WORDS_FILE, WORDS_DIR, WORDS_OTHER };
-
-/* What the value of an option can be completed with. */
-static enum words words_of(const struct opt *o)
-{
-    if (o->kind == OPT_FLAG)
-        return WORDS_NONE;
-    if (o->kind == OPT_CHOICE)
-        return WORDS_CHOICE;
-    if (strcmp(o->arg, "FILE") == 0)
-        return WORDS_FILE;
-    return strcmp(o->arg, "DIR") == 0 ? WORDS_DIR : WORDS_OTHER;
-}
-
-/* The words of "on|off" with `separator` between them. */
-static int choices(struct bytes *b, const char *words, char separator, dsv4_err *err)
-{
-    for (; *words; words++)
-        TRY(bytes_add(b, *words == '|' ? &separator : words, 1, err));
-    return 0;
-}
-
-/* Text inside single quotes of a shell; characters of `special` get a backslash. */
-static int quoted(struct bytes *b, const char *text, const char *special, dsv4_err *err)
-{
-    for (; *text; text++) {
-        if (*text == '\'') {
-            TRY(bytes_text(b, "'\\''", err));
-            continue;
-        }
-        if (strchr(special, *text))
-            TRY(bytes_text(b, "\\", err));
-        TRY(bytes_add(b, text, 1, err));
-    }
-    return 0;
-}
-
-static int bash_values(struct bytes *b, const struct opt_set *s, dsv4_err *err)
-{
-    for (size_t i = 0; i < s->n_opts; i++) {
-        const struct opt *o = &s->opt[i];
-        enum words w = words_of(o);
-        if (w == WORDS_NONE)
-            continue;
-        TRY(bytes_printf(b, err, "    --%s", o->name));
-        if (o->letter)
-            TRY(bytes_printf(b, err, "|-%c", o->letter));
-        TRY(bytes_text(b, ") ", err));
-        if (w == WORDS_CHOICE) {
-            TRY(bytes_text(b, "COMPREPLY=($(compgen -W '", err));
-            TRY(choices(b, o->arg, ' ', err));
-            TRY(bytes_text(b, "' -- \"$cur\")); ", err));
-        } else if (w != WORDS_OTHER) {
-            TRY(bytes_printf(b, err, "COMPREPLY=($(compgen -%c -- \"$cur\")); ",
-                             w == WORDS_FILE ? 'f' : 'd'));
-        }
-        TRY(bytes_text(b, "return ;;\n", err));
-    }
-    return 0;
-}
-
-static int bash(const struct opt_set *s, struct bytes *b, dsv4_err *err)
-{
-    const char *p = s->program;
-    TRY(bytes_printf(b, err,
-                     "# bash completion for %s (made by: %s completion bash)\n_%s()\n{\n"
-                     "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}\n"
-                     "    local cmd=%s i\n"
-                     "    for ((i = 1; i < COMP_CWORD; i++)); do\n"
-                     "        case ${COMP_WORDS[i]} in\n        ",
-                     p, p, p, s->command[0].name));
-    for (size_t i = 0; i < s->n_commands; i++)
-        TRY(bytes_printf(b, err, "%s%s", i ? "|" : "", s->command[i].name));
-    TRY(bytes_text(b,
-                   ") cmd=${COMP_WORDS[i]}; break ;;\n        esac\n    done\n"
-                   "    case $prev in\n",
-                   err));
-    TRY(bash_values(b, s, err));
-    TRY(bytes_text(b, "    esac\n    local words=\n    case $cmd in\n", err));
-    for (size_t c = 0; c < s->n_commands; c++) {
-        TRY(bytes_printf(b, err, "    %s) words='", s->command[c].name));
-        for (size_t i = 0; i < s->n_opts; i++)
-            if (takes(&s->opt[i], (unsigned)c))
-                TRY(bytes_printf(b, err, "--%s ", s->opt[i].name));
-        TRY(bytes_text(b, "' ;;\n", err));
-    }
-    TRY(bytes_text(b,
-                   "    esac\n    if [[ $cur == -* ]]; then\n"
-                   "        COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n"
-                   "    elif ((COMP_CWORD == 1)); then\n        COMPREPLY=($(compgen -W '",
-                   err));
-    for (size_t i = 0; i < s->n_commands; i++)
-        TRY(bytes_printf(b, err, "%s%s", i ? " " : "", s->command[i].name));
-    return bytes_printf(b, err,
-                        "' -- \"$cur\"))\n    else\n        COMPREPLY=($(compgen -f -- \"$cur\"))\n"
-                        "    fi\n}\ncomplete -o filenames -F _%s %s\n",
-                        p, p);
-}
-
-static int zsh_option(struct bytes *b, const struct opt *o, const char *name, const char *dashes,
-                      dsv4_err *err)
-{
-    TRY(bytes_printf(b, err, " \\\n            '%s%s%s%s[", o->kind == OPT_LIST ? "*" : "", dashes,
-                     name, o->arg ? (dashes[1] ? "=" : "+") : ""));
-    TRY(quoted(b, o->help, "[]:\\", err));
-    TRY(bytes_text(b, "]", err));
-    enum words w = words_of(o);
-    if (w == WORDS_NONE)
-        return bytes_text(b, "'", err);
-    TRY(bytes_printf(b, err, ":%s:", w == WORDS_CHOICE ? "which" : o->arg));
-    if (w == WORDS_CHOICE) {
-        TRY(bytes_text(b, "(", err));
-        TRY(choices(b, o->arg, ' ', err));
-        TRY(bytes_text(b, ")", err));
-    } else if (w == WORDS_FILE) {
-        TRY(bytes_text(b, "_files", err));
-    } else if (w == WORDS_DIR) {
-        TRY(bytes_text(b, "_files -/", err));
-    } else {
-        TRY(bytes_text(b, " ", err));
-    }
-    return bytes_text(b, "'", err);
-}
-
-static int zsh(const struct opt_set *s, struct bytes *b, dsv4_err *err)
-{
-    TRY(bytes_printf(b, err,
-                     "#compdef %s\n# zsh completion for %s (made by: %s completion zsh)\n_%s()\n{\n"
-                     "    local -a cmds\n    cmds=(\n",
-                     s->program, s->program, s->program, s->program));
-    for (size_t i = 0; i < s->n_commands; i++) {
-        TRY(bytes_printf(b, err, "        '%s:", s->command[i].name));
-        TRY(quoted(b, s->command[i].brief, ":\\", err));
-        TRY(bytes_text(b, "'\n", err));
-    }
-    TRY(bytes_printf(b, err,
-                     "    )\n    if ((CURRENT == 2)) && [[ $words[2] != -* ]]; then\n"
-                     "        _describe -t commands command cmds\n        return\n    fi\n"
-                     "    local cmd=%s w\n    for w in ${words[2,-1]}; do\n"
-                     "        if [[ -n ${cmds[(r)${w}:*]} ]]; then\n"
-                     "            cmd=$w\n            break\n        fi\n    done\n"
-                     "    case $cmd in\n",
-                     s->command[0].name));
-    for (size_t c = 0; c < s->n_commands; c++) {
-        TRY(bytes_printf(b, err, "    %s)\n        _arguments -s", s->command[c].name));
-        for (size_t i = 0; i < s->n_opts; i++) {
-            const struct opt *o = &s->opt[i];
-            if (!takes(o, (unsigned)c))
-                continue;
-            TRY(zsh_option(b, o, o->name, "--", err));
-            char letter[2] = {o->letter, 0};
-            if (o->letter)
-                TRY(zsh_option(b, o, letter, "-", err));
-        }
-        TRY(bytes_text(b, " \\\n            '*: :_files'\n        ;;\n", err));
-    }
-    return bytes_printf(b, err, "    esac\n}\n_%s \"$@\"\n", s->program);
-}
-
-static int fish_option(struct bytes *b, const struct opt_set *s, const struct opt *o,
-                       size_t command, dsv4_err *err)
-{
-    TRY(bytes_printf(b, err, "complete -c %s -n '__%s_is %s' -l %s", s->program, s->program,
-                     s->command[command].name, o->name));
-    if (o->letter)
-        TRY(bytes_printf(b, err, " -s %c", o->letter));
-    enum words w = words_of(o);
-    if (w == WORDS_CHOICE) {
-        TRY(bytes_text(b, " -x -a '", err));
-        TRY(choices(b, o->arg, ' ', err));
-        TRY(bytes_text(b, "'", err));
-    } else if (w == WORDS_DIR) {
-        TRY(bytes_text(b, " -x -a '(__fish_complete_directories)'", err));
-    } else if (w != WORDS_NONE) {
-        TRY(bytes_text(b, w == WORDS_FILE ? " -r -F" : " -x", err));
-    }
-    TRY(bytes_text(b, " -d '", err));
-    /* fish knows \' inside single quotes, unlike other shells */
-    for (const char *t = o->help; *t; t++) {
-        if (*t == '\'' || *t == '\\')
-            TRY(bytes_text(b, "\\", err));
-        TRY(bytes_add(b, t, 1, err));
-    }
-    return bytes_text(b, "'\n", err);
-}
-
-static int fish(const struct opt_set *s, struct bytes *b, dsv4_err *err)
-{
-    TRY(bytes_printf(b, err,
-                     "# fish completion for %s (made by: %s completion fish)\nfunction __%s_is\n"
-                     "    set -l words (commandline -opc)\n    set -l cmd %s\n"
-                     "    for w in $words[2..]\n        switch $w\n            case",
-                     s->program, s->program, s->program, s->command[0].name));
-    for (size_t i = 0; i < s->n_commands; i++)
-        TRY(bytes_printf(b, err, " %s", s->command[i].name));
-    TRY(bytes_text(b,
-                   "\n                set cmd $w\n                break\n        end\n    end\n"
-                   "    test $cmd = $argv[1]\nend\n",
-                   err));
-    for (size_t i = 0; i < s->n_commands; i++) {
-        TRY(bytes_printf(b, err, "complete -c %s -n __fish_use_subcommand -a %s -d '", s->program,
-                         s->command[i].name));
-        TRY(quoted(b, s->command[i].brief, "", err));
-        TRY(bytes_text(b, "'\n", err));
-    }
-    for (size_t c = 0; c < s->n_commands; c++)
-        for (size_t i = 0; i < s->n_opts; i++)
-            if (takes(&s->opt[i], (unsigned)c))
-                TRY(fish_option(b, s, &s->opt[i], c, err));
-    return 0;
-}
-
-int opt_completion(const struct opt_set *s, const char *shell, struct bytes *out, dsv4_err *err)
-{
-    if (strcmp(shell, "bash") == 0)
-        return bash(s, out, err);
-    if (strcmp(shell, "zsh") == 0)
-        return zsh(s, out, err);
-    if (strcmp(shell, "fish") == 0)
-        return fish(s, out, err);
-    return err_set(err, DSV4_USAGE, "no completions for \"%s\"; there are bash, zsh and fish",
-                   shell);
 }
