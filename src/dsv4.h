@@ -295,6 +295,8 @@ DSV4_API size_t dsv4_seq_reusable(const dsv4_seq *s, size_t len);
  * prompt. Costs up to a window and a group of every layer (dsv4_seq_bytes tells), and lasts until
  * the sequence is rewound below it. */
 DSV4_API int dsv4_seq_mark(dsv4_seq *s, dsv4_err *err);
+/* Gives up the savepoint that dsv4_seq_mark made at `len` tokens, if there is one. */
+DSV4_API void dsv4_seq_unmark(dsv4_seq *s, size_t len);
 
 /* A second sequence with the same first `len` tokens; possible where dsv4_seq_rewind would be. The
  * two share what they have in common (compressed entries, index keys, savepoints) until one writes
@@ -402,6 +404,9 @@ typedef struct dsv4_generate_options {
     const dsv4_grammar *grammar; /* what may be generated; NULL: anything */
     int32_t grammar_after;       /* not 0: only behind this token (</think>) */
     size_t n_top;                /* log-probabilities wanted per token */
+    size_t
+        mark; /* not 0: dsv4_seq_mark behind so many of the ids (the next turn of a conversation may
+                    begin with them and then differ) */
     bool (*prefilled)(void *arg, size_t done, size_t n); /* may be NULL; true stops */
     dsv4_token_fn token;                                 /* may be NULL */
     void *arg;

@@ -366,6 +366,46 @@ static int generate(dsv4_engine *e, struct heard *h, dsv4_generate_options o, ds
     return rc;
 }
 
+/* A place in the prompt that was marked is returned to from farther than the rings reach, and the answer
+ * that follows is the one that comes without; when it is given up, everything is computed again. */
+START_TEST(prompts_are_marked)
+{
+    enum { N = 20, MARK = 13 };
+    dsv4_err err;
+    dsv4_generated out;
+    struct heard first = {.len = 0}, again = {.len = 0};
+    dsv4_generate_options o = {
+        .sampling = plain, .max_tokens = 100, .ignore_eos = true, .mark = MARK, .token = hear};
+    o.sampling.seed = 42;
+    dsv4_engine *e = open_model(256, 0);
+    dsv4_seq *s;
+    int32_t ids[N];
+    for (size_t i = 0; i < N; i++)
+        ids[i] = token(i);
+    OK(dsv4_seq_open(&s, e, &err));
+    o.arg = &first;
+    OK(dsv4_generate(e, s, ids, N, &o, &out, &err));
+    ck_assert_uint_eq(out.n_prompt, N);
+    ck_assert_uint_gt(dsv4_seq_rewind_floor(s), N);
+    ck_assert_uint_eq(dsv4_seq_reusable(s, N), MARK);
+    OK(dsv4_seq_rewind(s, MARK, &err));
+    o.arg = &again;
+    o.mark = 0;
+    OK(dsv4_generate(e, s, ids + MARK, N - MARK, &o, &out, &err));
+    ck_assert_uint_eq(out.n_prompt, N - MARK);
+    ck_assert_uint_eq(again.tokens, first.tokens);
+    ck_assert_mem_eq(again.id, first.id, first.tokens * sizeof *first.id);
+    dsv4_seq_unmark(s, MARK + 1); /* none there */
+    ck_assert_uint_eq(dsv4_seq_reusable(s, N), MARK);
+    uint64_t before = dsv4_seq_bytes(s);
+    dsv4_seq_unmark(s, MARK);
+    ck_assert_uint_eq(dsv4_seq_reusable(s, N), 0);
+    ck_assert_uint_lt(dsv4_seq_bytes(s), before);
+    dsv4_seq_close(s);
+    dsv4_close(e);
+}
+END_TEST
+
 START_TEST(same_seed_same_text)
 {
     dsv4_err err;
@@ -487,6 +527,7 @@ int main(void)
     tcase_add_test(t, rows_in_any_order_give_the_callers_order);
     tcase_add_test(t, wrong_rows_change_nothing);
     tcase_add_test(t, rewinding_has_a_floor);
+    tcase_add_test(t, prompts_are_marked);
     tcase_add_test(t, directories_that_are_refused);
     tcase_add_test(t, loading_can_be_stopped);
     tcase_add_test(t, shares_follow_the_distribution);

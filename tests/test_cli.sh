@@ -289,6 +289,11 @@ run 1 '' 'context holds 16' 'printf "one two three four five six seven eight nin
 holds "the next message works after one that was too long" grep -q . "$T/out"
 run 0 '' '' 'printf "Hi\n" | $D chat --think on --greedy; printf "/think low\nHi\n/think off\nHi\n" | $D chat --greedy'
 
+# A turn's reasoning is taken back when the next begins: from the mark at the end of its prompt, rings or not.
+printf "What is 12 + 345?\nWhat is 77 + 4?\nWhat is 5 + 5?\n" |
+    "$D" chat --think on --greedy --stats --rewind 1 >"$T/out" 2>"$T/err"
+holds "no turn is computed again" [ "$(sed -n 's/^prompt \([0-9]*\) tokens.*/\1/p' "$T/err" | sed 1d | sort -n | tail -n 1)" -lt 40 ]
+
 # The file of a model shrinks while it is mapped: an answer, or our message and our code.
 cp -r $M "$T/shrink" && mkfifo "$T/fifo"
 "$D" chat -m "$T/shrink" --greedy <"$T/fifo" >"$T/shrink.out" 2>"$T/shrink.err" &

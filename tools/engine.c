@@ -65,8 +65,6 @@ int model_find(struct program *p, char **dir, bool *embedded, dsv4_err *err)
 
 /* ------------------------------------------------------------------ loading */
 
-enum { CHAT_REWIND = 2048 };
-
 struct loading {
     struct terminal *term;
     double begin;
@@ -117,9 +115,6 @@ int open_model(struct program *p, struct model_handle *m, dsv4_err *err)
     dsv4_options opt = engine_options(p);
     opt.progress = show_loading;
     opt.progress_arg = &l;
-    /* a conversation takes back the reasoning of the turn before */
-    if (opt.rewind == 0 && p->chatting)
-        opt.rewind = CHAT_REWIND;
     int rc = dsv4_open(&m->engine, m->dir, &opt, err);
     status_clear(&p->term);
     if (rc != 0)

@@ -44,10 +44,9 @@ static const struct opt rows[] = {
      "(CPUs of half speed) and \"quota:N\" (CPUs' worth of time)"},
     {model_group, 0, "batch", OPT_U32, "N", 1, 65536, LOADS | C(PLAN), AT(batch), NULL, "256",
      "tokens computed together while a prompt is read"},
-    {model_group, 0, "rewind", OPT_U32, "N", 1, 1 << 20, C(CHAT) | C(PLAN), AT(rewind), NULL,
-     "2048 for chat",
-     "tokens that can be taken back cheaply: the reasoning of a turn is, when the next one begins; "
-     "if it was longer, the conversation is computed again"},
+    {model_group, 0, "rewind", OPT_U32, "N", 1, 1 << 20, C(CHAT) | C(PLAN), AT(rewind), NULL, "64",
+     "tokens that can be taken back one by one (V4-Flash: 0.3 MB each); to the ends of its last "
+     "prompts a chat can always return"},
     {model_group, 0, "max-memory", OPT_BYTES, "BYTES", 0, 0, LOADS | C(REPO) | C(PLAN),
      AT(max_memory), NULL, "what the machine has free",
      "plan with so much memory (512M, 24G, ...)"},

@@ -216,6 +216,21 @@ static int keep_prefix(struct talk *t, const int32_t *ids, size_t n, size_t *fro
     return 0;
 }
 
+/* Where the prompt of n tokens differs from the next one: this one ends with <think>, the next has the
+ * answer without its reasoning there. A savepoint is kept at that place; those of some turns more, for
+ * messages that are taken back. Returns how many of the ids from `from` on stand before it, 0: no need. */
+static size_t mark_prompt(struct talk *t, size_t from, size_t n)
+{
+    enum { KEPT = sizeof t->mark / sizeof *t->mark };
+    if (!t->p->chatting || !thinking(t) || n - 1 <= from)
+        return 0;
+    size_t *oldest = &t->mark[t->n_marks++ % KEPT];
+    if (*oldest < n - 1)
+        dsv4_seq_unmark(t->seq, *oldest);
+    *oldest = n - 1;
+    return n - 1 - from;
+}
+
 /* ------------------------------------------------------------------ showing */
 
 struct show {
@@ -396,6 +411,7 @@ static int generate(struct show *s, const int32_t *ids, size_t n)
                                  .n_stops = a->stop.n,
                                  .ignore_eos = a->ignore_eos,
                                  .n_top = s->a->logprobs ? a->logprobs : 0,
+                                 .mark = mark_prompt(t, from, n),
                                  .prefilled = on_prefilled,
                                  .token = on_token,
                                  .arg = s};

@@ -141,7 +141,7 @@ void interrupt_catch(void);
 struct program {
     struct args a;
     enum command command;
-    bool chatting; /* more than one turn */
+    bool chatting; /* more than one turn: ends of prompts are kept */
     char **argv;   /* positional arguments */
     int argc;
     struct terminal term;
@@ -256,6 +256,7 @@ struct talk {
     char *think;      /* "off", "on", an effort's name or number */
     dsv4_sampling sampling;
     dsv4_bias *bias;
+    size_t mark[4], n_marks; /* ends of the last prompts, as a ring: places to go on from */
 };
 
 /* What the model answered. */

@@ -337,6 +337,8 @@ void savepoints_keep(struct cache *c);
 /* One at c->len, wherever that is. */
 int savepoints_add(struct cache *c, dsv4_err *err);
 /* The one at `pos`; NULL when there is none. */
+/* Gives up the one at `pos`, unless it is one of the regular ones. */
+void savepoints_remove(struct cache *c, size_t pos);
 const struct savepoint *savepoints_find(const struct cache *c, size_t pos);
 /* Forgets those above `len` and all room. */
 void savepoints_drop(struct cache *c, size_t len);

@@ -194,6 +194,18 @@ int savepoints_add(struct cache *c, dsv4_err *err)
     return 0;
 }
 
+void savepoints_remove(struct cache *c, size_t pos)
+{
+    for (size_t i = 0; i < c->n_saved && pos % c->save_step != 0; i++)
+        if (c->save[i]->pos == pos) {
+            savepoint_close(c->save[i]);
+            c->n_saved--;
+            c->n_save--;
+            memmove(c->save + i, c->save + i + 1, (c->n_save - i) * sizeof *c->save);
+            return;
+        }
+}
+
 const struct savepoint *savepoints_find(const struct cache *c, size_t pos)
 {
     for (size_t i = c->n_saved; i-- > 0 && c->save[i]->pos >= pos;)

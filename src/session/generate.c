@@ -77,17 +77,21 @@ static int interrupted(dsv4_err *err)
 
 static int prefill(struct generation *g, const int32_t *ids, size_t n, dsv4_err *err)
 {
-    size_t step = g->e->plan.batch;
+    size_t step = g->e->plan.batch, mark = g->opt->mark;
     dsv4_row *rows;
     TRY(mem_alloc(&rows, step, sizeof *rows, "rows of a prompt", err));
     int rc = 0;
-    for (size_t at = 0; at < n && rc == 0; at += step) {
-        size_t m = n - at < step ? n - at : step;
+    for (size_t at = 0, m; at < n && rc == 0; at += m) {
+        m = n - at < step ? n - at : step;
+        if (at < mark && mark - at < m)
+            m = mark - at;
         for (size_t i = 0; i < m; i++)
             rows[i] = (dsv4_row){g->s, ids[at + i], at + i + 1 == n};
         rc = dsv4_eval(g->e, rows, m, g->logits, err);
         if (rc == 0)
             g->out->n_prompt += m;
+        if (rc == 0 && at + m == mark)
+            rc = dsv4_seq_mark(g->s, err);
         if (rc == 0 && g->opt->prefilled && g->opt->prefilled(g->opt->arg, at + m, n))
             rc = interrupted(err);
     }

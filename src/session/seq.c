@@ -79,6 +79,11 @@ int dsv4_seq_mark(dsv4_seq *s, dsv4_err *err)
     return savepoints_add(s->cache, err);
 }
 
+void dsv4_seq_unmark(dsv4_seq *s, size_t len)
+{
+    savepoints_remove(s->cache, len);
+}
+
 int dsv4_seq_fork(dsv4_seq **out, const dsv4_seq *from, size_t len, dsv4_err *err)
 {
     dsv4_seq *s;
