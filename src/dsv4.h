@@ -465,6 +465,12 @@ DSV4_API int dsv4_convert(const char *src, const char *dst, const dsv4_convert_o
 DSV4_API int dsv4_convert_plan(const char *src, const dsv4_convert_options *opt, char **json,
                                dsv4_err *err);
 
+/* Reads a converted directory again: checksums, and every tensor against the source (NULL: checksums alone).
+ * *json (may be set after DSV4_REFUSED, too, which means damage) has the errors of every tensor, those of a layer's
+ * experts together. Of the options threads and progress count. */
+DSV4_API int dsv4_convert_verify(const char *src, const char *dst, const dsv4_convert_options *opt,
+                                 char **json, dsv4_err *err);
+
 /* ------------------------------------------------------------------ measuring
  * What a machine can do with a model whose weights are not there: engines with made-up weights. */
 

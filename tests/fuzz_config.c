@@ -1,6 +1,7 @@
 /* Any text as config.json and as generation_config.json: refused with a message, or numbers that
- * keep the promises of struct config. Text that begins with a byte 1 to 4 is a list of edits to a
- * golden config instead, so that what is tried is mostly JSON and mostly consistent. */
+ * keep the promises of struct config. Text that begins with a byte 1 to 5 is a list of edits to a
+ * golden config instead (5: to one of a converted directory), so that what is tried is mostly JSON and
+ * mostly consistent. */
 #include "src/load/load.h"
 
 #include <jansson.h>
@@ -40,8 +41,26 @@ static void check_layers(const struct config *c)
              c->engram_heads > 0 && c->engram_ngram >= 2 && c->engram_compressed > 0);
 }
 
+/* Whatever the types of a converted directory say: a known one, with its table, or none. */
+static void check_packing(const struct config *c)
+{
+    static const char *const names[] = {
+        "head", "layers.1.ffn.experts.7.w1", "layers.1.attn.wq_a", "layers.1.2.3.4.5.6", "*", ""};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const struct wtype *t = packing_type(c->packing, names[i]);
+        must(packing_rows(c->packing, names[i]) == 0 || t != NULL);
+        if (!t)
+            continue;
+        must(wtype_named(t->name) != NULL && wtype_named(t->name)->format == t->format);
+        must((wtype_levels(t->format) > 0) == (t->table != NULL));
+        for (size_t k = 0; k < wtype_levels(t->format); k++)
+            must(t->table[k] >= -127);
+    }
+}
+
 static void check_config(const struct config *c)
 {
+    check_packing(c);
     must(c->vocab > 0 && c->d > 0 && c->n_layers > 0 && c->n_layers <= 1024 && c->window > 0);
     must(c->o_groups > 0 && c->n_heads % c->o_groups == 0 && c->top_k <= c->n_experts);
     must(c->rope_dim >= 2 && c->rope_dim % 2 == 0 && c->rope_dim <= c->head_dim);
@@ -117,20 +136,35 @@ static void edit(json_t *object, const uint8_t *e)
     }
 }
 
+static const char packed[] = "{\"quant_method\": \"dsv4\", \"layout\": 1, \"panel\": 16, "
+                             "\"group\": 32, \"weight_block_size\": [32, 32],"
+                             " \"tables\": {\"q4\": [-8,-7,-6,-5,-4,-3,-2,-1,0,1,2,3,4,5,6,7]},"
+                             " \"types\": {\"head\": \"q8\", \"layers.*.ffn.experts.*.w1\": "
+                             "\"q4\", \"layers.1.attn.wq_a\": \"e4m3\"},"
+                             " \"rows\": {\"head\": 33}}";
+
 static void fuzz_edits(const uint8_t *data, size_t size)
 {
-    static const char *const bases[] = {"v4-tiny", "v4-pro", "v41-tiny", "v41-long"};
+    static const char *const bases[] = {"v4-tiny", "v4-pro", "v41-tiny", "v41-long", "v41-tiny"};
     char path[64];
     snprintf(path, sizeof path, "tests/golden/%s/config.json", bases[data[0] - 1]);
     json_t *root = json_load_file(path, 0, NULL);
     if (!root)
         return; /* not run from the top of the tree */
+    if (data[0] == 5)
+        json_object_set_new(root, "quantization_config", json_loads(packed, 0, NULL));
     for (size_t i = 1; i + 4 <= size && i < 64; i += 4) {
         json_t *object = data[i] % 8 == 0 ? root : json_object_get(root, "text_config");
         if (!object)
             object = root;
         if (data[i] % 8 == 1)
             object = json_object_get(object, "rope_scaling");
+        static const char *const part[] = {"", "tables", "types", "rows"};
+        if (data[0] == 5 && data[i] >= 128) {
+            object = json_object_get(root, "quantization_config");
+            if (data[i] % 4 > 0)
+                object = json_object_get(object, part[data[i] % 4]);
+        }
         if (json_is_object(object))
             edit(object, data + i + 1);
     }
@@ -143,7 +177,7 @@ static void fuzz_edits(const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    if (size > 0 && data[0] >= 1 && data[0] <= 4) {
+    if (size > 0 && data[0] >= 1 && data[0] <= 5) {
         fuzz_edits(data, size);
         return 0;
     }

@@ -58,7 +58,8 @@ static const struct opt rows[] = {
     {output_group, 'n', "dry-run", OPT_FLAG, NULL, 0, 0, 1, AT(dry_run), NULL, NULL,
      "only say what would become of SOURCE"},
     {output_group, 0, "verify", OPT_FLAG, NULL, 0, 0, 1, AT(verify), NULL, NULL,
-     "read DESTINATION, check its sums and compare every tensor with SOURCE"},
+     "check DESTINATION's sums and compare every tensor with SOURCE; with one directory only its "
+     "sums"},
     {output_group, 0, "json", OPT_FLAG, NULL, 0, 0, 1, AT(json), NULL, NULL, "results as JSON"},
     {output_group, 'q', "quiet", OPT_FLAG, NULL, 0, 0, 1, AT(quiet), NULL, NULL,
      "no progress, no table"},
@@ -188,6 +189,17 @@ static int convert(struct program *p, const char *src, const char *dst,
     return 0;
 }
 
+static int verify(struct program *p, const char *src, const char *dst,
+                  const dsv4_convert_options *o, dsv4_err *err)
+{
+    char *json;
+    dsv4_err later;
+    int rc = dsv4_convert_verify(src, dst, o, &json, err);
+    status_clear(&p->term);
+    int shown = json ? show_json(p, json, rc == 0 ? err : &later) : 0;
+    return rc != 0 ? rc : shown;
+}
+
 static int run(struct values *v, struct program *p, int argc, char **argv, dsv4_err *err)
 {
     struct process_options parse = {&options, v, &v->help, &v->version};
@@ -203,6 +215,8 @@ static int run(struct values *v, struct program *p, int argc, char **argv, dsv4_
     const char *src = argv[1], *dst = n > 1 ? argv[2] : NULL;
     if (v->dry_run)
         return dry_run(p, src, &o, err);
+    if (v->verify)
+        return dst ? verify(p, src, dst, &o, err) : verify(p, NULL, src, &o, err);
     if (!dst)
         return err_set(err, DSV4_USAGE, "where to? SOURCE DESTINATION, or --dry-run SOURCE");
     return convert(p, src, dst, &o, &w, err);

@@ -115,6 +115,11 @@ int convert_plan_json(const struct plan *p, char **json, dsv4_err *err);
 
 /* ------------------------------------------------------------------ layout.c */
 
+enum { MATRIX_NAME = 256 };
+
+/* The name of a matrix with "*" for the number of an expert; out has room for MATRIX_NAME bytes. */
+void star_expert(char *out, const char *matrix);
+
 /* Shards of about so many bytes, the place of everything in them, their headers. */
 int plan_layout(struct plan *p, uint64_t shard_bytes, dsv4_err *err);
 /* The output's config.json: the source's, with what is packed how. */
@@ -156,6 +161,8 @@ int file_sum(char **out, const char *path, dsv4_progress_fn progress, void *arg,
 
 /* ------------------------------------------------------------------ run.c */
 
-int convert_run(struct output *o, const dsv4_convert_options *opt, dsv4_err *err);
+/* As many lanes as asked for, fewer where their buffers would take too much memory. */
+int convert_lanes(const struct plan *p, const dsv4_convert_options *opt, int *lanes, dsv4_err *err);
+int convert_run(struct output *o, const dsv4_convert_options *opt, int lanes, dsv4_err *err);
 
 #endif

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { NAME_CAP = 256, PAGE = 4096 };
+enum { PAGE = 4096 };
 
 /* ------------------------------------------------------------------ places */
 
@@ -40,7 +40,7 @@ static int dims(struct bytes *b, const uint64_t *dim, uint32_t rank, dsv4_err *e
 /* One line of a header: part 0 the codes or all data, part 1 the scales. */
 static int entry(struct bytes *b, const struct job *j, int part, dsv4_err *err)
 {
-    char name[NAME_CAP];
+    char name[MATRIX_NAME];
     const char *dtype = j->type ? "U8" : dtype_name(j->from->dtype);
     uint64_t dim[TENSOR_MAX_RANK];
     uint32_t rank = 2;
@@ -173,21 +173,21 @@ int plan_layout(struct plan *p, uint64_t shard_bytes, dsv4_err *err)
 
 /* A matrix, or a tensor that could be mistaken for one by a pattern. */
 struct named {
-    char key[NAME_CAP]; /* with "*" for the number of an expert */
+    char key[MATRIX_NAME]; /* with "*" for the number of an expert */
     const struct job *job;
 };
 
-static void star_expert(char *out, const char *matrix)
+void star_expert(char *out, const char *matrix)
 {
     static const char mark[] = ".experts.";
     const char *at = strstr(matrix, mark);
     size_t digits = at ? strspn(at + sizeof mark - 1, "0123456789") : 0;
     if (digits == 0) {
-        snprintf(out, NAME_CAP, "%s", matrix);
+        snprintf(out, MATRIX_NAME, "%s", matrix);
         return;
     }
     at += sizeof mark - 1;
-    snprintf(out, NAME_CAP, "%.*s*%s", (int)(at - matrix), matrix, at + digits);
+    snprintf(out, MATRIX_NAME, "%.*s*%s", (int)(at - matrix), matrix, at + digits);
 }
 
 static int by_key(const void *a, const void *b)
@@ -214,7 +214,7 @@ static bool same(const struct job *a, const struct job *b)
 /* Names of one key: by the key where all are packed, those that differ from the first by their own. */
 static bool put_group(json_t *types, json_t *rows, const struct named *x, size_t n)
 {
-    char name[NAME_CAP];
+    char name[MATRIX_NAME];
     bool all = n > 1;
     for (size_t i = 0; i < n; i++)
         all = all && x[i].job->type;
@@ -232,7 +232,7 @@ static bool put_types(const struct plan *p, json_t *types, json_t *rows, struct 
 {
     size_t n = 0;
     for (size_t i = 0; i < p->n; i++) {
-        char name[NAME_CAP];
+        char name[MATRIX_NAME];
         if (!matrix_name(p->job[i].name, name, sizeof name))
             continue;
         x[n].job = &p->job[i];
@@ -322,7 +322,7 @@ static int index_line(const struct plan *p, const char *name, uint32_t shard, bo
 
 int plan_index(const struct plan *p, char *const *sum, struct bytes *out, dsv4_err *err)
 {
-    char name[NAME_CAP];
+    char name[MATRIX_NAME];
     uint64_t total = 0;
     for (size_t i = 0; i < p->n; i++)
         total += p->job[i].bytes[0] + p->job[i].bytes[1];

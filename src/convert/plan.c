@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NAME_CAP = 256 };
-
 /* ------------------------------------------------------------------ one matrix */
 
 /* Bytes a panel takes in a format: its scales included. */
@@ -66,7 +64,7 @@ static bool is_matrix(const struct source *s, const struct tensor *t, enum tenso
     const unsigned classes = 1u << CLASS_HEAD | 1u << CLASS_ATTENTION | 1u << CLASS_INDEXER |
                              1u << CLASS_EXPERTS | 1u << CLASS_SHARED | 1u << CLASS_ROUTER |
                              1u << CLASS_ENGRAM;
-    char name[NAME_CAP];
+    char name[MATRIX_NAME];
     return t->rank == 2 && (classes >> c & 1) && matrix_name(t->name, name, sizeof name) &&
            matrix_packs(s->cfg, t->name);
 }
@@ -74,7 +72,7 @@ static bool is_matrix(const struct source *s, const struct tensor *t, enum tenso
 static int add_matrix(struct plan *p, const struct source *s, struct rules *r,
                       const struct tensor *t, struct job *j, dsv4_err *err)
 {
-    char name[NAME_CAP];
+    char name[MATRIX_NAME];
     TRY(matrix_find(&j->in, s->store, s->cfg, t->name, 0, 0, err));
     matrix_name(t->name, name, sizeof name);
     struct rule *rule = rules_find(r, name, j->class);
@@ -99,7 +97,7 @@ static int by_place(const void *a, const void *b)
 /* Is it the scales of a matrix that is packed? Then they are part of that job. */
 static bool belongs_to(const struct plan *p, const struct source *s, const struct tensor *t)
 {
-    char name[NAME_CAP];
+    char name[MATRIX_NAME];
     size_t n = strlen(t->name);
     if (n <= 6 || n + 2 > sizeof name || strcmp(t->name + n - 6, ".scale") != 0)
         return false;
@@ -137,7 +135,7 @@ static int add_tensor(struct plan *p, const struct source *s, struct rules *r,
 
 static size_t distance_to(const char *a, const char *b)
 {
-    size_t row[NAME_CAP + 1], n = strnlen(b, NAME_CAP);
+    size_t row[MATRIX_NAME + 1], n = strnlen(b, MATRIX_NAME);
     for (size_t j = 0; j <= n; j++)
         row[j] = j;
     for (size_t i = 1; *a; a++, i++) {
@@ -159,7 +157,7 @@ static int refuse_unmatched(const struct plan *p, const struct rule *rule, dsv4_
     enum { SHOWN = 3 };
     const char *near[SHOWN] = {0};
     size_t how_far[SHOWN];
-    char name[NAME_CAP], list[SHOWN * (NAME_CAP + 2)] = "";
+    char name[MATRIX_NAME], list[SHOWN * (MATRIX_NAME + 2)] = "";
     for (size_t i = 0; i < p->n; i++) {
         if (!p->job[i].type)
             continue;
@@ -237,7 +235,7 @@ struct line {
 
 static uint64_t bytes_before(const struct plan *p, const struct job *j)
 {
-    char name[NAME_CAP];
+    char name[MATRIX_NAME];
     const struct tensor *s = NULL;
     if (j->type && scale_name(j->name, name, sizeof name))
         s = store_find(p->source->store, name);

@@ -331,11 +331,10 @@ static struct needs needs_of(const struct plan *p)
     return n;
 }
 
-/* As many lanes as asked for, fewer where their buffers would take too much memory. */
-static int choose_lanes(const struct needs *n, const dsv4_convert_options *opt, int *lanes,
-                        dsv4_err *err)
+int convert_lanes(const struct plan *p, const dsv4_convert_options *opt, int *lanes, dsv4_err *err)
 {
-    uint64_t each = n->codes + n->scales + n->plain + n->plain_scales + 4 * (uint64_t)n->row;
+    struct needs n = needs_of(p);
+    uint64_t each = n.codes + n.scales + n.plain + n.plain_scales + 4 * (uint64_t)n.row;
     uint64_t room = opt->max_ram ? opt->max_ram : mem_available() / 4;
     *lanes =
         opt->threads ? (int)(opt->threads < MAX_LANES ? opt->threads : MAX_LANES) : pool_cores();
@@ -381,12 +380,10 @@ static void close_desks(struct run *r, int lanes)
     free(r->first);
 }
 
-int convert_run(struct output *o, const dsv4_convert_options *opt, dsv4_err *err)
+int convert_run(struct output *o, const dsv4_convert_options *opt, int lanes, dsv4_err *err)
 {
     struct run r = {.out = o, .plan = o->plan, .opt = opt, .marked_time = clock_seconds()};
     struct needs n = needs_of(o->plan);
-    int lanes;
-    TRY(choose_lanes(&n, opt, &lanes, err));
     for (size_t i = 0; i < o->shard; i++)
         r.done += o->plan->shard[i].bytes;
     int rc = pool_open_threads(&r.pool, lanes, err);

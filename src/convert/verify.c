@@ -1,0 +1,296 @@
+/* A converted directory looked at again: its checksums, and every tensor against the source. */
+#include "convert.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { INDEX_LIMIT = 256 << 20 };
+
+/* Tensors with the same name but for the number of an expert, taken together. */
+struct line {
+    char key[MATRIX_NAME];
+    const char *type;
+    uint64_t tensors, weights;
+    double error, signal; /* sums of squares: of the differences, of the source */
+    double worst;         /* relative error of the tensor that has the largest */
+    double largest;       /* difference of a single weight */
+};
+
+struct verify {
+    const struct source *src, *dst;
+    struct pool *pool;
+    const dsv4_convert_options *opt;
+    struct line *line;
+    size_t n, cap;
+    json_t *out;        /* what is told */
+    char damage[256];   /* the first; empty: none */
+    uint64_t done, all; /* bytes */
+};
+
+static void damaged(struct verify *v, const char *name, const char *what)
+{
+    if (v->damage[0] == 0)
+        snprintf(v->damage, sizeof v->damage, "%s %s", name, what);
+}
+
+static int step(struct verify *v, uint64_t bytes, dsv4_err *err)
+{
+    v->done += bytes;
+    if (v->opt->progress && v->opt->progress(v->opt->progress_arg, v->done, v->all))
+        return err_set(err, DSV4_INTERRUPTED, "interrupted while comparing");
+    return 0;
+}
+
+/* ------------------------------------------------------------------ one tensor */
+
+/* What a lane found in its rows. */
+struct found {
+    double error, signal, largest;
+    float *row[2];
+};
+
+struct rows {
+    const struct verify *v;
+    struct wmat w[2]; /* source, destination */
+    struct found *lane;
+};
+
+static void compare_rows(const struct lane *l, void *arg)
+{
+    struct rows *r = arg;
+    struct found *f = &r->lane[l->id];
+    size_t r0, r1;
+    lane_split(l, r->w[0].rows, PANEL, &r0, &r1);
+    f->error = f->signal = f->largest = 0;
+    for (size_t i = r0; i < r1; i++) {
+        source_row(r->v->src, &r->w[0], i, f->row[0]);
+        source_row(r->v->dst, &r->w[1], i, f->row[1]);
+        for (size_t c = 0; c < r->w[0].cols; c++) {
+            double d = fabs((double)f->row[1][c] - (double)f->row[0][c]);
+            f->error += d * d;
+            f->signal += (double)f->row[0][c] * (double)f->row[0][c];
+            f->largest = d > f->largest || isnan(d) ? d : f->largest;
+        }
+    }
+}
+
+static int compare_on_lanes(struct rows *r, struct found *sum, dsv4_err *err)
+{
+    int lanes = pool_threads(r->v->pool), rc = 0;
+    TRY(mem_alloc(&r->lane, (size_t)lanes, sizeof *r->lane, "rows to compare", err));
+    for (int i = 0; i < 2 * lanes && rc == 0; i++)
+        rc = mem_alloc(&r->lane[i / 2].row[i % 2], r->w[0].cols, sizeof(float), "rows to compare",
+                       err);
+    if (rc == 0)
+        pool_run(r->v->pool, compare_rows, r);
+    *sum = (struct found){0};
+    for (int i = 0; i < lanes; i++) { /* always in this order */
+        const struct found *f = &r->lane[i];
+        sum->error += f->error;
+        sum->signal += f->signal;
+        sum->largest = f->largest > sum->largest || isnan(f->largest) ? f->largest : sum->largest;
+        free(f->row[0]);
+        free(f->row[1]);
+    }
+    free(r->lane);
+    return rc;
+}
+
+static int find_line(struct verify *v, const char *key, const char *type, struct line **out,
+                     dsv4_err *err)
+{
+    for (size_t i = v->n; i > 0; i--) /* experts of a layer come one after the other */
+        if (strcmp(v->line[i - 1].type, type) == 0 && strcmp(v->line[i - 1].key, key) == 0) {
+            *out = &v->line[i - 1];
+            return 0;
+        }
+    TRY(mem_grow(&v->line, &v->cap, v->n + 1, sizeof *v->line, "a report", err));
+    *out = &v->line[v->n++];
+    **out = (struct line){.type = type};
+    snprintf((*out)->key, sizeof(*out)->key, "%s", key);
+    return 0;
+}
+
+static int add(struct verify *v, const char *name, const char *type, uint64_t weights,
+               const struct found *f, dsv4_err *err)
+{
+    char key[MATRIX_NAME];
+    struct line *line;
+    star_expert(key, name);
+    TRY(find_line(v, key, type, &line, err));
+    double relative = f->signal > 0 ? sqrt(f->error / f->signal) : f->error > 0 ? INFINITY : 0;
+    line->tensors++;
+    line->weights += weights;
+    line->error += f->error;
+    line->signal += f->signal;
+    line->worst = relative > line->worst || isnan(relative) ? relative : line->worst;
+    line->largest = f->largest > line->largest || isnan(f->largest) ? f->largest : line->largest;
+    return 0;
+}
+
+static int compare_matrix(struct verify *v, const struct tensor *t, const char *name,
+                          const struct wtype *type, dsv4_err *err)
+{
+    struct rows r = {.v = v};
+    struct found sum;
+    TRY(matrix_find(&r.w[0], v->src->store, v->src->cfg, t->name, 0, 0, err));
+    TRY(matrix_find(&r.w[1], v->dst->store, v->dst->cfg, t->name, 0, 0, err));
+    if (r.w[0].rows != r.w[1].rows || r.w[0].cols != r.w[1].cols) {
+        damaged(v, t->name, "has another shape than in the source");
+        return 0;
+    }
+    TRY(compare_on_lanes(&r, &sum, err));
+    if (isnan(sum.error) || (r.w[0].format == r.w[1].format && sum.error != 0 &&
+                             wtype_of(&r.w[0]) == wtype_of(&r.w[1])))
+        damaged(v, t->name, "is not what the source has");
+    TRY(add(v, name, type->name, (uint64_t)r.w[0].rows * r.w[0].cols, &sum, err));
+    source_done(r.w[0].codes, t->bytes);
+    source_done(r.w[1].codes, panel_count(&r.w[1]) * r.w[1].code_ld);
+    return 0;
+}
+
+/* What was copied has to be the same, but for values that were made zero. */
+static int compare_copy(struct verify *v, const struct tensor *t, dsv4_err *err)
+{
+    const struct tensor *d = store_find(v->dst->store, t->name);
+    if (!d) {
+        damaged(v, t->name, "is missing");
+        return 0;
+    }
+    bool same = d->dtype == t->dtype && d->bytes == t->bytes &&
+                memcmp(d->data, t->data, (size_t)t->bytes) == 0;
+    if (!same &&
+        (d->bytes != t->bytes || bad_values(t->dtype, t->data, (size_t)t->bytes, NULL) == 0))
+        damaged(v, t->name, "is not what the source has");
+    source_done(t->data, (size_t)t->bytes);
+    source_done(d->data, (size_t)d->bytes);
+    (void)err;
+    return 0;
+}
+
+static int compare(struct verify *v, const struct tensor *t, dsv4_err *err)
+{
+    char name[MATRIX_NAME], weight[MATRIX_NAME + 8];
+    size_t n = strlen(t->name);
+    const struct wtype *type = NULL;
+    if (n > 6 && n < sizeof name && strcmp(t->name + n - 6, ".scale") == 0) {
+        snprintf(weight, sizeof weight, "%.*s", (int)(n - 6), t->name);
+        if (packing_type(v->dst->cfg->packing, weight))
+            return 0; /* with its matrix */
+    }
+    if (matrix_name(t->name, name, sizeof name))
+        type = packing_type(v->dst->cfg->packing, name);
+    TRY(type ? compare_matrix(v, t, name, type, err) : compare_copy(v, t, err));
+    return step(v, t->bytes, err);
+}
+
+/* ------------------------------------------------------------------ checksums */
+
+static int check_sum(struct verify *v, const char *file, const char *want, dsv4_err *err)
+{
+    struct bytes path = {0};
+    char *sum = NULL;
+    int rc = bytes_printf(&path, err, "%s/%s", v->dst->dir, file);
+    if (rc == 0)
+        rc = file_sum(&sum, path.data, NULL, NULL, err);
+    free(path.data);
+    TRY(rc);
+    const char *state = !want[0] || !sum[0]      ? "unknown"
+                        : strcmp(want, sum) == 0 ? "right"
+                                                 : "wrong";
+    if (strcmp(state, "wrong") == 0)
+        damaged(v, file, "has not the checksum that the index says");
+    free(sum);
+    if (json_array_append_new(json_object_get(v->out, "shards"),
+                              json_pack("{s:s, s:s}", "file", file, "checksum", state)) != 0)
+        return err_memory(err, 0, "a report");
+    return 0;
+}
+
+static int check_sums(struct verify *v, dsv4_err *err)
+{
+    struct bytes path = {0};
+    char *text = NULL;
+    size_t len;
+    json_t *index = NULL, *want;
+    const char *file;
+    int rc = bytes_printf(&path, err, "%s/model.safetensors.index.json", v->dst->dir);
+    if (rc == 0)
+        rc = file_read(path.data, INDEX_LIMIT, &text, &len, err);
+    if (rc == 0)
+        rc = json_open(&index, text, len, path.data, err);
+    free(text);
+    free(path.data);
+    TRY(rc);
+    json_t *sums = json_object_get(json_object_get(index, "metadata"), "sums");
+    json_object_foreach(sums, file, want)
+    {
+        const char *text_of = json_string_value(want);
+        if (rc == 0 && !strchr(file, '/'))
+            rc = check_sum(v, file, text_of ? text_of : "", err);
+    }
+    json_decref(index);
+    return rc;
+}
+
+/* ------------------------------------------------------------------ all */
+
+static int tell(struct verify *v, char **json, dsv4_err *err)
+{
+    json_t *list = json_array();
+    bool whole = list != NULL;
+    for (size_t i = 0; i < v->n && whole; i++) {
+        const struct line *l = &v->line[i];
+        double error = l->signal > 0 ? sqrt(l->error / l->signal) : 0;
+        whole = json_array_append_new(
+                    list, json_pack("{s:s, s:s, s:I, s:I, s:f, s:f, s:f}", "tensor", l->key, "type",
+                                    l->type, "tensors", (json_int_t)l->tensors, "weights",
+                                    (json_int_t)l->weights, "relative_error",
+                                    isfinite(error) ? error : -1.0, "worst_tensor",
+                                    isfinite(l->worst) ? l->worst : -1.0, "largest_difference",
+                                    isfinite(l->largest) ? l->largest : -1.0)) == 0;
+    }
+    whole = whole && json_object_set(v->out, "tensors", list) == 0 &&
+            json_object_set_new(v->out, "damage",
+                                v->damage[0] ? json_string(v->damage) : json_null()) == 0;
+    json_decref(list);
+    return json_write(json, whole ? v->out : NULL, JSON_INDENT(1), err);
+}
+
+static int verify_all(struct verify *v, char **json, dsv4_err *err)
+{
+    v->out = json_pack("{s:s, s:[]}", "destination", v->dst->dir, "shards");
+    TRY(check_sums(v, err));
+    v->all = v->src->store ? store_bytes(v->src->store) : 0;
+    for (size_t i = 0; v->src->store && i < store_count(v->src->store); i++)
+        TRY(compare(v, store_at(v->src->store, i), err));
+    return tell(v, json, err);
+}
+
+int dsv4_convert_verify(const char *src, const char *dst, const dsv4_convert_options *opt,
+                        char **json, dsv4_err *err)
+{
+    static const dsv4_convert_options defaults;
+    struct source s[2] = {{0}, {0}};
+    struct verify v = {.src = &s[0], .dst = &s[1], .opt = opt ? opt : &defaults};
+    *json = NULL;
+    int rc = src ? source_open(&s[0], src, err) : 0;
+    if (rc == 0)
+        rc = source_open(&s[1], dst, err);
+    if (rc == 0)
+        rc = pool_open_threads(&v.pool,
+                               (int)(v.opt->threads < MAX_LANES ? v.opt->threads : MAX_LANES), err);
+    if (rc == 0)
+        rc = verify_all(&v, json, err);
+    if (rc == 0 && v.damage[0])
+        rc = err_set(err, DSV4_REFUSED, "%s: %s", dst, v.damage);
+    json_decref(v.out);
+    free(v.line);
+    pool_close(v.pool);
+    source_close(&s[1]);
+    source_close(&s[0]);
+    return rc;
+}

@@ -1,0 +1,167 @@
+#!/bin/sh
+# The program dsv4-quantize: what it makes (read by test_quantize.py, run by dsv4), says and refuses; SIGKILL at
+# random moments, a full disk, a source that changed. CHECK_LONG=1: fifty kills.
+# usage: BUILD=build/release tests/test_quantize.sh (from the top of the tree)
+set -u
+D=$(pwd)/${BUILD:-build/release}/dsv4
+Q=$D-quantize
+T=$(mktemp -d) || exit 1
+trap 'rm -rf "$T"' EXIT
+unset DSV4_MODEL
+export HOME="$T" DSV4_THREADS=2
+passed=0 failed=0
+[ -x "$Q" ] || { echo "no program $Q"; exit 1; }
+
+pass() { passed=$((passed + 1)); }
+fail() {
+    failed=$((failed + 1))
+    echo "FAILED: $1"
+    head -c 600 "$T/out" "$T/err" | sed 's/^/    /'
+}
+# quantize CODE ARGS...; what it said is in $T/out and $T/err
+quantize() {
+    code=$1
+    shift
+    "$Q" "$@" >"$T/out" 2>"$T/err"
+    got=$?
+    if [ $got -eq "$code" ]; then pass; else fail "$*: ended with $got, expected $code"; fi
+}
+says() {
+    if grep -qE -- "$2" "$T/$1"; then pass; else fail "std$1 does not match: $2"; fi
+}
+# try WHAT COMMAND...
+try() {
+    what=$1
+    shift
+    if "$@" >"$T/out" 2>"$T/err"; then pass; else fail "$what"; fi
+}
+sums() { (cd "$1" && find . -type f -exec cksum {} + | sort -k3); }
+
+before=$(sums models/nano)
+
+# ------------------------------------------------------------------ what it makes
+quantize 0 models/nano "$T/native"
+says err 'native in [0-9.]+ s'
+quantize 0 -q --type q4nl "$(pwd)/models/nano/" "$T/q4nl/"
+if [ -s "$T/err" ]; then fail "--quiet is not"; else pass; fi
+quantize 0 -q --experts q8 --dense q8 --head q8 models/nano "$T/q8"
+if command -v python3 >/dev/null; then
+    try "another reader: native" python3 tests/test_quantize.py models/nano "$T/native"
+    says out '^475$'
+    try "another reader: q4nl" python3 tests/test_quantize.py models/nano "$T/q4nl" 0.12
+    try "another reader: q8" python3 tests/test_quantize.py models/nano "$T/q8" 0.02
+else
+    echo "SKIP another reader: no python3"
+fi
+ask="What is the capital of Cuba?"
+for kind in native q8 q4nl; do
+    "$D" -m "$T/$kind" --greedy "$ask" >"$T/out" 2>"$T/err"
+    says out 'Havana'
+done
+"$D" info -m "$T/native" >"$T/out" 2>"$T/err"
+says out 'routed experts +768 +4.719 million'
+if [ "$(stat -c %a "$T/native/config.json" 2>/dev/null)" = "$(stat -c %a "$T/native/"*.safetensors 2>/dev/null)" ]; then
+    pass
+else
+    fail "config.json has other permissions than the shards"
+fi
+
+# ------------------------------------------------------------------ what it says
+quantize 0 --help
+says out 'SOURCE \[DESTINATION\]'
+quantize 0 --dry-run --dense q8 --head q8 models/nano
+says out '^source bytes +10.31 MB'
+says out 'output head +bf16 +q8 +1 +1.05 MB +557.06 kB'
+says out 'routed experts +e2m1 +e2m1'
+quantize 0 --dry-run --json models/nano
+says out '"weights_in_memory": *[0-9]{7}'
+if [ -e "$T/dry" ]; then fail "a dry run wrote"; else pass; fi
+quantize 0 --verify models/nano "$T/native"
+says out 'layers.0.ffn.experts.\*.w1 +e2m1 +16 +0.1966 million +0 +0 +0'
+quantize 0 --verify models/nano "$T/q4nl"
+says out 'layers.3.attn.wq_b +q4nl +1 +[0-9]+ +0.0[4-9]'
+quantize 0 --verify --json "$T/q4nl"
+says out '"damage": *null'
+
+# a bit that fell over, in the file and in what it means
+cp -r "$T/native" "$T/hurt"
+shard=$(ls "$T/hurt/"*.safetensors)
+printf '\125' | dd of="$shard" bs=1 seek=300000 conv=notrunc 2>/dev/null
+quantize 3 --verify "$T/hurt"
+if "$D" version --json | grep -q '"xxhash": *false'; then :; else says err 'has not the checksum'; fi
+quantize 3 --verify models/nano "$T/hurt"
+says err 'hurt: '
+
+# ------------------------------------------------------------------ what it refuses
+quantize 2
+quantize 2 models/nano
+says err 'where to'
+quantize 2 models/nano "$T/native"
+says err 'exists and is not empty'
+quantize 2 models/nano models/nano
+says err 'same directory'
+quantize 2 --type q7 models/nano "$T/no"
+says err 'unknown type "q7"'
+quantize 2 --tensor 'layer.0.attn.wq_a=q8' models/nano "$T/no"
+says err 'fits no matrix; near are layers.0.attn.wq_a'
+quantize 3 tests/golden "$T/no"
+says err 'golden/config.json: cannot open'
+quantize 4 --max-ram 4K models/nano "$T/no"
+if ls -d "$T/no"* >/dev/null 2>&1; then fail "a refused conversion left something"; else pass; fi
+
+# ------------------------------------------------------------------ a full disk
+# A file may not grow beyond 512 kB (or 1 MB: shells differ in the unit).
+(ulimit -f 1024 && exec "$Q" models/nano "$T/full" >"$T/out" 2>"$T/err")
+if [ $? -eq 1 ]; then pass; else fail "a file that cannot be written"; fi
+says err 'model-00001-of-00001.safetensors: cannot .*: File too large'
+if [ -d "$T/full.partial" ] && [ ! -e "$T/full" ]; then pass; else fail "what is left has the wrong name"; fi
+"$D" -m "$T/full.partial" x >"$T/out" 2>"$T/err"
+if [ $? -eq 3 ]; then pass; else fail "a partial directory is taken for a whole one"; fi
+quantize 0 -q models/nano "$T/full"
+try "after a full disk" diff -r "$T/native" "$T/full"
+
+# A disk of 4 MB, where we may have one.
+mkdir "$T/small"
+if unshare -rm mount -t tmpfs -o size=4m none "$T/small" 2>/dev/null; then
+    unshare -rm sh -c "mount -t tmpfs -o size=4m none '$T/small' && '$Q' models/nano '$T/small/x'" >"$T/out" 2>"$T/err"
+    if [ $? -eq 1 ]; then pass; else fail "a small disk"; fi
+    says err 'GiB are to be written, 0.00 GiB are free on that disk'
+else
+    echo "SKIP a small disk: mounting is not allowed here"
+fi
+
+# ------------------------------------------------------------------ killed
+kills=6
+[ -z "${CHECK_LONG:-}" ] || kills=50
+convert="$Q -q --type q4 --shard-size 512K models/nano"
+quantize 0 -q --type q4 --shard-size 512K models/nano "$T/whole"
+n=0
+while [ $n -lt $kills ]; do
+    n=$((n + 1))
+    # shellcheck disable=SC2086 # words
+    $convert "$T/killed" 2>"$T/err" &
+    pid=$!
+    sleep "0.$(awk -v s="$$$n" 'BEGIN { srand(s); printf "%03d", rand() * 300 }')"
+    kill -9 $pid 2>/dev/null
+    wait $pid 2>/dev/null
+    [ -e "$T/killed" ] || continue
+    try "killed and continued" diff -r "$T/whole" "$T/killed"
+    rm -rf "$T/killed"
+done
+quantize 0 -q --type q4 --shard-size 512K models/nano "$T/killed"
+try "killed and continued" diff -r "$T/whole" "$T/killed"
+if ls -d "$T"/killed.* >/dev/null 2>&1; then fail "something partial is left"; else pass; fi
+
+# ------------------------------------------------------------------ the source
+cp -r models/nano "$T/source"
+(ulimit -f 1024 && exec "$Q" "$T/source" "$T/moved" >"$T/out" 2>"$T/err")
+touch "$T/source/model.safetensors"
+quantize 3 "$T/source" "$T/moved"
+says err 'begun from another source or with other options'
+rm "$T/source/model.safetensors"
+quantize 3 "$T/source" "$T/moved"
+says err 'source: neither'
+if [ "$before" = "$(sums models/nano)" ]; then pass; else fail "the source has changed"; fi
+
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]
