@@ -33,10 +33,10 @@ INLINE void fill_panel(struct weights *t, size_t p, const struct wmat *w, size_t
 {
     const uint8_t *code = w->codes + r / PANEL * w->code_ld + g0 * group_bytes(fmt);
     const uint8_t *scale = w->scales + r / PANEL * w->scale_ld;
-    const __m512i table = nibble_table(w, fmt == W_Q4 ? W_Q4 : W_E2M1, 0);
+    const struct byte_tables table = byte_tables_of(w, fmt, 0);
     for (size_t g = 0; g < t->groups; g++, code += group_bytes(fmt)) {
         __m512i v[8];
-        expand_group(v, code, fmt, table, 0);
+        expand_group(v, code, fmt, &table, 0);
         ask_ahead(code, group_bytes(fmt));
         FOR_LANE (u, 8)
             _mm512_store_si512(t->code[p][g] + u * 64, v[u]);
@@ -52,6 +52,8 @@ static void fill_weights(struct weights *t, const struct wmat *w, size_t r, size
         switch (w->format) {
         case W_E2M1: fill_panel(t, p, w, r, g0, W_E2M1); break;
         case W_Q4: fill_panel(t, p, w, r, g0, W_Q4); break;
+        case W_Q3: fill_panel(t, p, w, r, g0, W_Q3); break;
+        case W_Q2: fill_panel(t, p, w, r, g0, W_Q2); break;
         default: fill_panel(t, p, w, r, g0, W_Q8); break;
         }
 }

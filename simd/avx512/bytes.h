@@ -2,37 +2,55 @@
 #ifndef DSV4_AVX512_BYTES_H
 #define DSV4_AVX512_BYTES_H
 
-#include "simd/avx512/avx512.h"
+#include "simd/avx512/units.h"
 
-INLINE __m512i nibble_table(const struct wmat *w, enum wformat fmt, int offset)
+/* Values of even and odd units, plus the offset. Nothing for Q8. */
+struct byte_tables {
+    __m512i of[2];
+};
+
+INLINE struct byte_tables byte_tables_of(const struct wmat *w, enum wformat fmt, int offset)
 {
     static const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-    const int8_t *t = fmt == W_Q4 ? w->table : doubled;
-    return _mm512_add_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)t)),
-                           _mm512_set1_epi8((char)offset));
-}
-
-INLINE size_t group_bytes(enum wformat fmt)
-{
-    return fmt == W_Q8 ? 512 : 256;
+    const int8_t *t = fmt == W_E2M1 ? doubled : w->table;
+    struct byte_tables tables;
+    FOR_LANE (odd, 2) {
+        int8_t value[16] = {0};
+        for (size_t i = 0; i < 16 && fmt != W_Q8; i++)
+            value[i] = t[table_entry(fmt, i, odd)];
+        tables.of[odd] =
+            _mm512_add_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)value)),
+                            _mm512_set1_epi8((char)offset));
+    }
+    return tables;
 }
 
 /* A group of a panel as 8 words a row, plus the offset (128: any, turned unsigned); in the column
- * order of Q_8. */
-INLINE void expand_group(__m512i v[8], const uint8_t *p, enum wformat fmt, __m512i table,
-                         int offset)
+ * order of Q_8. vpshufb looks at the low four bits and at bit 7 of a byte; shifts by 16-bit lanes put zeros
+ * there in Q3. */
+INLINE void expand_group(__m512i v[8], const uint8_t *p, enum wformat fmt,
+                         const struct byte_tables *t, int offset)
 {
-    const __m512i low = _mm512_set1_epi8(15);
-    if (fmt == W_Q8)
+    __m512i c[4], i[2];
+    if (fmt == W_Q8) {
         FOR_LANE (u, 8)
             v[u] = _mm512_xor_si512(_mm512_load_si512(p + u * 64), _mm512_set1_epi8((char)offset));
-    else
-        FOR_LANE (u, 4) {
-            __m512i q = _mm512_load_si512(p + u * 64);
-            v[2 * u] = _mm512_shuffle_epi8(table, _mm512_and_si512(q, low));
-            v[2 * u + 1] =
-                _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(q, 4), low));
+        return;
+    }
+    open_group(c, p, fmt);
+    FOR_LANE (o, OCTETS) {
+        if (fmt == W_Q3) {
+            i[0] = o % 2 ? _mm512_srli_epi16(c[o / 2 * 2], 4) : c[o / 2 * 2];
+            i[1] = o % 2 ? _mm512_srli_epi16(c[o / 2 * 2 + 1], 4) : c[o / 2 * 2 + 1];
+        } else if (fmt == W_Q2) {
+            i[0] = i[1] = o % 2 ? high_nibbles(c[o / 2]) : low_nibbles(c[o / 2]);
+        } else {
+            i[0] = low_nibbles(c[o]);
+            i[1] = high_nibbles(c[o]);
         }
+        v[2 * o] = _mm512_shuffle_epi8(t->of[0], i[0]);
+        v[2 * o + 1] = _mm512_shuffle_epi8(t->of[fmt == W_Q2], i[1]);
+    }
 }
 
 /* Scales of 16 rows, with the factors of powers of two of the formula (exact, so the product with

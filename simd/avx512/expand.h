@@ -4,26 +4,26 @@
 #ifndef DSV4_AVX512_EXPAND_H
 #define DSV4_AVX512_EXPAND_H
 
-#include "simd/avx512/avx512.h"
+#include "simd/avx512/units.h"
 #include "simd/codes.h"
 
-/* Bytes of 8 columns of a panel. ORDER FORMATS */
-INLINE size_t octet_bytes(enum wformat fmt)
-{
-    return fmt == W_F32                    ? 512
-           : fmt == W_F16 || fmt == W_BF16 ? 256
-           : fmt == W_E4M3 || fmt == W_Q8  ? 128
-                                           : 64;
-}
+/* The values that even and odd units look up; nothing for formats without. */
+struct float_tables {
+    __m512 of[2];
+};
 
-/* The 16 values of 4-bit formats; nothing for the others. */
-INLINE __m512 expand_table(const struct wmat *w, enum wformat fmt)
+INLINE struct float_tables float_tables_of(const struct wmat *w, enum wformat fmt)
 {
-    if (fmt == W_E2M1)
-        return _mm512_loadu_ps(e2m1_value);
-    if (fmt == W_Q4)
-        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)w->table)));
-    return _mm512_setzero_ps();
+    struct float_tables t;
+    FOR_LANE (odd, 2) {
+        int8_t value[16] = {0};
+        for (size_t i = 0; i < 16 && wformat_table(fmt) > 0; i++)
+            value[i] = w->table[table_entry(fmt, i, odd)];
+        __m128i v = _mm_loadu_si128((const __m128i *)value);
+        t.of[odd] = fmt == W_E2M1 ? _mm512_loadu_ps(e2m1_value)
+                                  : _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v));
+    }
+    return t;
 }
 
 /* Four columns of e4m3, divided by 256. A 16-bit permutation brings a column's 16 rows together. */
@@ -46,9 +46,11 @@ INLINE __m512i word(const uint8_t *p, int u)
     return _mm512_loadu_si512(p + (size_t)u * 64);
 }
 
-/* p: the 8 columns. E4M3 comes out divided by 256, the others as they are. */
-INLINE void expand8(__m512 f[8], enum wformat fmt, const uint8_t *p, __m512 table)
+/* Octet o of a group; p: the group, g: it opened. E4M3 comes out divided by 256, the others as they are. */
+INLINE void expand8(__m512 f[8], enum wformat fmt, const uint8_t *p, const __m512i g[4], int o,
+                    const struct float_tables *t)
 {
+    p += (size_t)o * (group_bytes(fmt) / OCTETS); /* of formats that are not opened */
     switch (fmt) {
     case W_F32:
         FOR_LANE (c, 8)
@@ -77,10 +79,22 @@ INLINE void expand8(__m512 f[8], enum wformat fmt, const uint8_t *p, __m512 tabl
             f[c] = _mm512_cvtepi32_ps(_mm512_srai_epi32(
                 _mm512_sll_epi32(word(p, c % 2), _mm_cvtsi32_si128(24 - c / 2 * 8)), 24));
         break;
-    default: /* the permutation looks at the low 4 bits only */
-        FOR_LANE (c, 8)
-            f[c] = _mm512_permutexvar_ps(_mm512_srl_epi32(word(p, 0), _mm_cvtsi32_si128(4 * c)),
-                                         table);
+    case W_Q3: /* the permutation looks at the low 4 bits only */
+        FOR_LANE (k, 8) {
+            __m128i bits = _mm_cvtsi32_si128(k / 2 * 8 + o % 2 * 4);
+            f[k] = _mm512_permutexvar_ps(_mm512_srl_epi32(g[o / 2 * 2 + k % 2], bits), t->of[0]);
+        }
+        break;
+    case W_Q2:
+        FOR_LANE (k, 8) {
+            __m128i bits = _mm_cvtsi32_si128(k / 2 * 8 + o % 2 * 4);
+            f[k] = _mm512_permutexvar_ps(_mm512_srl_epi32(g[o / 2], bits), t->of[k % 2]);
+        }
+        break;
+    default:
+        FOR_LANE (k, 8)
+            f[k] =
+                _mm512_permutexvar_ps(_mm512_srl_epi32(g[o], _mm_cvtsi32_si128(4 * k)), t->of[0]);
         break;
     }
 }
@@ -101,10 +115,10 @@ INLINE __m512 step_scale(const struct wmat *w, enum wformat fmt, const uint8_t *
     case W_E2M1:
         return e8m0_floats(
             _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)(s + c / GROUP * PANEL))));
-    case W_Q8:
-    case W_Q4:
+    default:
+        if (!wformat_has_halves(fmt))
+            return _mm512_set1_ps(1);
         return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(s + c / GROUP * PANEL * 2)));
-    default: return _mm512_set1_ps(1);
     }
 }
 

@@ -30,20 +30,25 @@ INLINE void panel_few(float *y, size_t ldy, const float *const *x, int m, const 
 {
     const uint8_t *code = w->codes + r / PANEL * w->code_ld;
     const uint8_t *scale = w->scales + r / PANEL * w->scale_ld;
-    const __m512 table = expand_table(w, fmt);
-    size_t step = step_of(w, fmt), ld = octet_bytes(fmt);
+    const struct float_tables table = float_tables_of(w, fmt);
+    size_t step = step_of(w, fmt), ld = group_bytes(fmt);
     __m512 total[FEW];
     FOR_LANE (i, m)
         total[i] = _mm512_setzero_ps();
     for (size_t c = 0; c < w->cols; c += step) {
-        __m512 even[FEW], odd[FEW], f[8];
+        __m512 even[FEW], odd[FEW];
         FOR_LANE (i, m)
             even[i] = odd[i] = _mm512_setzero_ps();
         size_t end = step < w->cols - c ? c + step : w->cols;
-        for (size_t k = c; k < end; k += 8, code += ld) {
-            expand8(f, fmt, code, table);
+        for (size_t k = c; k < end; k += GROUP, code += ld) {
+            __m512i opened[4];
+            open_group(opened, code, fmt);
+            FOR_LANE (o, OCTETS) {
+                __m512 f[8];
+                expand8(f, fmt, code, opened, o, &table);
+                add8(even, odd, m, f, x, k + 8 * (size_t)o);
+            }
             ask_ahead(code, ld);
-            add8(even, odd, m, f, x, k);
         }
         __m512 s = step_scale(w, fmt, scale, c);
         FOR_LANE (i, m) {
@@ -84,6 +89,8 @@ FEW_KERNEL(e4m3, W_E4M3)
 FEW_KERNEL(e2m1, W_E2M1)
 FEW_KERNEL(q8, W_Q8)
 FEW_KERNEL(q4, W_Q4)
+FEW_KERNEL(q3, W_Q3)
+FEW_KERNEL(q2, W_Q2)
 
 /* ------------------------------------------------------------------ many rows */
 
@@ -98,16 +105,19 @@ struct tile {
 INLINE void fill_panel(float (*value)[PANEL], float (*scale)[PANEL], const struct tile *t,
                        const struct wmat *w, size_t r, size_t c0, enum wformat fmt)
 {
-    size_t ld = octet_bytes(fmt);
-    const uint8_t *code = w->codes + r / PANEL * w->code_ld + c0 / 8 * ld;
-    const __m512 table = expand_table(w, fmt);
-    for (size_t c = 0; c < t->cols; c += 8, code += ld) {
-        __m512 f[8];
-        expand8(f, fmt, code, table);
-        ask_ahead(code, ld);
-        FOR_LANE (j, 8) {
-            _mm512_store_ps(value[c + (size_t)j], f[j]);
+    size_t ld = group_bytes(fmt);
+    const uint8_t *code = w->codes + r / PANEL * w->code_ld + c0 / GROUP * ld;
+    const struct float_tables table = float_tables_of(w, fmt);
+    for (size_t c = 0; c < t->cols; c += GROUP, code += ld) {
+        __m512i opened[4];
+        open_group(opened, code, fmt);
+        FOR_LANE (o, OCTETS) {
+            __m512 f[8];
+            expand8(f, fmt, code, opened, o, &table);
+            FOR_LANE (j, 8)
+                _mm512_store_ps(value[c + 8 * (size_t)o + (size_t)j], f[j]);
         }
+        ask_ahead(code, ld);
     }
     for (size_t c = 0; c < t->cols; c += t->step)
         _mm512_store_ps(scale[c / GROUP],
@@ -127,7 +137,9 @@ static void fill_tile(struct tile *t, const struct wmat *w, size_t r, size_t np,
         case W_E4M3: fill_panel(t->value[p], t->scale[p], t, w, r, c0, W_E4M3); break;
         case W_E2M1: fill_panel(t->value[p], t->scale[p], t, w, r, c0, W_E2M1); break;
         case W_Q8: fill_panel(t->value[p], t->scale[p], t, w, r, c0, W_Q8); break;
-        default: fill_panel(t->value[p], t->scale[p], t, w, r, c0, W_Q4); break;
+        case W_Q4: fill_panel(t->value[p], t->scale[p], t, w, r, c0, W_Q4); break;
+        case W_Q3: fill_panel(t->value[p], t->scale[p], t, w, r, c0, W_Q3); break;
+        default: fill_panel(t->value[p], t->scale[p], t, w, r, c0, W_Q2); break;
         }
 }
 
@@ -226,7 +238,9 @@ static void panels(float *y, size_t ldy, const float *x, size_t ldx, const uint3
     case W_E4M3: few_e4m3(y, ldy, row, m, w, r0, r1); break;
     case W_E2M1: few_e2m1(y, ldy, row, m, w, r0, r1); break;
     case W_Q8: few_q8(y, ldy, row, m, w, r0, r1); break;
-    default: few_q4(y, ldy, row, m, w, r0, r1); break;
+    case W_Q4: few_q4(y, ldy, row, m, w, r0, r1); break;
+    case W_Q3: few_q3(y, ldy, row, m, w, r0, r1); break;
+    default: few_q2(y, ldy, row, m, w, r0, r1); break;
     }
 }
 
@@ -285,7 +299,7 @@ static void matmul(float *y, size_t ldy, const float *x, size_t ldx, const uint3
 {
     if (m == 0)
         return;
-    if (w->panels && w->format <= W_Q4)
+    if (w->panels)
         panels(y, ldy, x, ldx, pick, m, w, r0, r1);
     else
         plain(y, ldy, x, ldx, pick, m, w, r0, r1, tmp);

@@ -38,7 +38,7 @@ void init_avx512vnni(struct kernels *k)
 {
     k->matmul_fast = matmul_fast;
     k->index_codes = index_codes;
-    k->fast[W_E2M1] = k->fast[W_Q8] = k->fast[W_Q4] = Q_8;
+    k->fast[W_E2M1] = k->fast[W_Q8] = k->fast[W_Q4] = k->fast[W_Q3] = k->fast[W_Q2] = Q_8;
     k->fast[W_E4M3] = Q_16;
     peak_init_avx512vnni(k);
 }
