@@ -69,30 +69,26 @@ INLINE void words_16(int32x4_t acc[4], const int8_t *w, int8x16_t v)
     WORDS_ONE(0), WORDS_ONE(1), WORDS_ONE(2), WORDS_ONE(3);
 }
 
-#define NIBBLES_ONE(q, L)                                                   \
-    do {                                                                    \
-        const uint8x16_t b = vld1q_u8(w + 32 * (L) + 16 * (q));             \
-        acc[q] = vdotq_laneq_s32(acc[q], low_nibbles(b, table), v, L);      \
-        acc[q] = vdotq_laneq_s32(acc[q], high_nibbles(b, table), v, L + 1); \
-    } while (0)
-
-INLINE void nibbles_16(int32x4_t acc[4], const uint8_t *w, int8x16_t v, int8x16_t table)
+/* A group of four rows; v0, v1: the row of activations. */
+INLINE int32x4_t quad_sums(const int8x16_t w[UNITS], int8x16_t v0, int8x16_t v1)
 {
-    NIBBLES_ONE(0, 0);
-    NIBBLES_ONE(1, 0);
-    NIBBLES_ONE(2, 0);
-    NIBBLES_ONE(3, 0);
-    NIBBLES_ONE(0, 2);
-    NIBBLES_ONE(1, 2);
-    NIBBLES_ONE(2, 2);
-    NIBBLES_ONE(3, 2);
+    int32x4_t a = vdotq_laneq_s32(vdupq_n_s32(0), w[0], v0, 0);
+    int32x4_t b = vdotq_laneq_s32(vdupq_n_s32(0), w[4], v1, 0);
+    a = vdotq_laneq_s32(a, w[1], v0, 1);
+    b = vdotq_laneq_s32(b, w[5], v1, 1);
+    a = vdotq_laneq_s32(a, w[2], v0, 2);
+    b = vdotq_laneq_s32(b, w[6], v1, 2);
+    a = vdotq_laneq_s32(a, w[3], v0, 3);
+    b = vdotq_laneq_s32(b, w[7], v1, 3);
+    return vaddq_s32(a, b);
 }
 
+/* codes: NULL for a tile or a panel of int8. */
 INLINE void one_row(float *y, const struct fast_rows *x, const struct fast_tile *t,
-                    const void *code, int8x16_t table, bool nibbles, bool first)
+                    const void *code, const struct fast_codes *codes, enum wformat f, bool first)
 {
     const uint8_t *w = code;
-    const size_t bytes = (nibbles ? GROUP / 2 : GROUP) * PANEL;
+    const size_t bytes = wformat_row_bytes(f, GROUP) * PANEL;
     float32x4x4_t sum = {{vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)}};
     if (!first)
         sum = vld1q_f32_x4(y);
@@ -104,9 +100,12 @@ INLINE void one_row(float *y, const struct fast_rows *x, const struct fast_tile 
             acc[q] = vdupq_n_s32(0);
         for (size_t line = 0; line < bytes; line += 64)
             stream_ahead(w + line);
-        if (nibbles) {
-            nibbles_16(acc, w, v0, table);
-            nibbles_16(acc, w + 128, v1, table);
+        if (codes) {
+            FOR_LANE (q, 4) {
+                int8x16_t v[UNITS];
+                expand_group(v, w + 16 * q, codes, f);
+                acc[q] = quad_sums(v, v0, v1);
+            }
         } else {
             words_16(acc, (const int8_t *)w, v0);
             words_16(acc, (const int8_t *)w + 256, v1);
@@ -130,7 +129,7 @@ static void rows(float *y, size_t ldy, const struct fast_rows *x, const struct f
                  bool first)
 {
     if (x->n == 1) {
-        one_row(y, x, t, t->code, vdupq_n_s8(0), false, first);
+        one_row(y, x, t, t->code, NULL, W_Q8, first);
         return;
     }
     for (size_t row = 0; row < PANEL; row += PANEL / 2)
@@ -142,9 +141,9 @@ static void rows(float *y, size_t ldy, const struct fast_rows *x, const struct f
 }
 
 static void row(float *y, const struct fast_rows *x, const struct fast_tile *t, const uint8_t *code,
-                int8x16_t table, bool first)
+                const struct fast_codes *c, bool first)
 {
-    one_row(y, x, t, code, table, true, first);
+    FAST_FORMAT(c->format, one_row(y, x, t, code, c, f, first));
 }
 
 static const struct fast_ops ops = {words, fast_plain_tile, rows, row};

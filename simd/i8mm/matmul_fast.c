@@ -23,15 +23,24 @@ static void words(struct fast_tile *t, const int8_t *code)
     t->code = t->buffer;
 }
 
-static void nibbles(struct fast_tile *t, const uint8_t *code, int8x16_t table)
+INLINE void pairs_of_codes(struct fast_tile *t, const uint8_t *code, const struct fast_codes *c,
+                           enum wformat f)
 {
+    const size_t bytes = wformat_row_bytes(f, GROUP) * PANEL;
     int8_t *out = t->buffer;
-    for (size_t u = 0; u < t->groups * GROUP / 8; u++, code += 64)
-        for (int q = 0; q < 64; q += 16, out += 32) {
-            const uint8x16_t b = vld1q_u8(code + q);
-            store_pairs(out, low_nibbles(b, table), high_nibbles(b, table));
+    for (size_t g = 0; g < t->groups; g++, out += GROUP * PANEL, code += bytes)
+        for (int q = 0; q < 4; q++) {
+            int8x16_t v[UNITS];
+            expand_group(v, code + 16 * q, c, f);
+            FOR_LANE (o, OCTETS)
+                store_pairs(out + 128 * o + 32 * q, v[2 * o], v[2 * o + 1]);
         }
     t->code = t->buffer;
+}
+
+static void codes(struct fast_tile *t, const uint8_t *code, const struct fast_codes *c)
+{
+    FAST_FORMAT(c->format, pairs_of_codes(t, code, c, f));
 }
 
 /* ------------------------------------------------------------------ products */
@@ -132,7 +141,7 @@ static void rows(float *y, size_t ldy, const struct fast_rows *x, const struct f
 
 /* ------------------------------------------------------------------ the level */
 
-static const struct fast_ops ops = {words, nibbles, rows, NULL};
+static const struct fast_ops ops = {words, codes, rows, NULL};
 
 static void matmul_fast_i8mm(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick,
                              size_t m, const struct wmat *w, size_t r0, size_t r1)

@@ -13,7 +13,7 @@ struct job {
     size_t m;
     const struct wmat *w;
     size_t r1;
-    int8x16_t table;
+    struct fast_codes codes;
     float unit;
     bool narrow;
 };
@@ -23,16 +23,38 @@ static bool is_narrow(int8x16_t table)
     return vmaxvq_s8(table) <= 16 && vminvq_s8(table) >= -16;
 }
 
-void fast_plain_tile(struct fast_tile *t, const uint8_t *code, int8x16_t table)
+static struct fast_codes codes_of(const struct wmat *w)
 {
+    struct fast_codes c = {w->format == W_E2M1 ? W_Q4 : w->format,
+                           {e2m1_doubled(), e2m1_doubled()}};
+    if (wformat_table(w->format) > 0)
+        for (int odd = 0; odd < 2; odd++) {
+            int8_t value[16];
+            for (size_t i = 0; i < 16; i++)
+                value[i] = w->table[code_of_index(w->format, i, odd)];
+            c.table[odd] = vld1q_s8(value);
+        }
+    return c;
+}
+
+INLINE void plain_tile(struct fast_tile *t, const uint8_t *code, const struct fast_codes *c,
+                       enum wformat f)
+{
+    const size_t bytes = wformat_row_bytes(f, GROUP) * PANEL;
     int8_t *out = t->buffer;
-    for (size_t u = 0; u < t->groups * GROUP / 8; u++, out += 128, code += 64)
+    for (size_t g = 0; g < t->groups; g++, out += GROUP * PANEL, code += bytes)
         for (int q = 0; q < 64; q += 16) {
-            const uint8x16_t b = vld1q_u8(code + q);
-            vst1q_s8(out + q, low_nibbles(b, table));
-            vst1q_s8(out + 64 + q, high_nibbles(b, table));
+            int8x16_t v[UNITS];
+            expand_group(v, code + q, c, f);
+            FOR_LANE (u, UNITS)
+                vst1q_s8(out + 64 * u + q, v[u]);
         }
     t->code = t->buffer;
+}
+
+void fast_plain_tile(struct fast_tile *t, const uint8_t *code, const struct fast_codes *c)
+{
+    FAST_FORMAT(c->format, plain_tile(t, code, c, f));
 }
 
 static size_t least(size_t a, size_t b)
@@ -88,7 +110,7 @@ static void tile_codes(struct fast_tile *t, const struct job *j, size_t p, size_
     if (j->w->format == W_Q8)
         j->ops->words(t, (const int8_t *)codes_at(j, p, c));
     else
-        j->ops->nibbles(t, codes_at(j, p, c), j->table);
+        j->ops->codes(t, codes_at(j, p, c), &j->codes);
 }
 
 static void matmul_one(const struct job *j, size_t r0)
@@ -105,7 +127,7 @@ static void matmul_one(const struct job *j, size_t r0)
                 tile_codes(&t, j, p, c);
                 j->ops->rows(out, PANEL, &x, &t, c == 0);
             } else {
-                j->ops->row(out, &x, &t, codes_at(j, p, c), j->table, c == 0);
+                j->ops->row(out, &x, &t, codes_at(j, p, c), &j->codes, c == 0);
             }
         }
         memcpy(j->y + p * PANEL, out, least(PANEL, j->r1 - p * PANEL) * sizeof *out);
@@ -156,12 +178,10 @@ static void matmul_many(const struct job *j, size_t r0)
 void fast_matmul(const struct fast_ops *ops, float *y, size_t ldy, const struct qrows *x,
                  const uint32_t *pick, size_t m, const struct wmat *w, size_t r0, size_t r1)
 {
-    struct job j = {ops, y, ldy, x, pick, m, w, r1, e2m1_doubled(), 1, false};
+    struct job j = {ops, y, ldy, x, pick, m, w, r1, codes_of(w), 1, false};
     if (w->format == W_E2M1)
         j.unit = 0.5f;
-    if (w->format == W_Q4)
-        j.table = vld1q_s8(w->table);
-    j.narrow = w->format != W_Q8 && is_narrow(j.table);
+    j.narrow = w->format != W_Q8 && is_narrow(j.codes.table[0]) && is_narrow(j.codes.table[1]);
     if (m == 1)
         matmul_one(&j, r0);
     else

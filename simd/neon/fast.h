@@ -6,7 +6,7 @@
 #ifndef DSV4_NEON_FAST_H
 #define DSV4_NEON_FAST_H
 
-#include "simd/neon/neon.h"
+#include "simd/neon/units.h"
 
 #ifdef __aarch64__
 
@@ -29,16 +29,22 @@ struct fast_rows {
     size_t n; /* 1 .. FAST_ROWS */
 };
 
+/* Codes of 2 to 4 bits: E2M1 (as Q4), Q4, Q3, Q2, and what indices of even and odd units stand for. */
+struct fast_codes {
+    enum wformat format;
+    int8x16_t table[2];
+};
+
 struct fast_ops {
-    /* The tile of t->groups groups from int8 words; from 4-bit words through a table. */
+    /* The tile of t->groups groups from int8 words; from smaller codes. */
     void (*words)(struct fast_tile *t, const int8_t *code);
-    void (*nibbles)(struct fast_tile *t, const uint8_t *code, int8x16_t table);
+    void (*codes)(struct fast_tile *t, const uint8_t *code, const struct fast_codes *c);
     /* y[n][16] += row . tile, group after group as simd.h says; from 0 if `first`. */
     void (*rows)(float *y, size_t ldy, const struct fast_rows *x, const struct fast_tile *t,
                  bool first);
-    /* The same for one row and 4-bit words without a tile. Uses groups, scale and narrow of t. */
+    /* The same for one row and small codes without a tile. Uses groups, scale and narrow of t. */
     void (*row)(float *y, const struct fast_rows *x, const struct fast_tile *t, const uint8_t *code,
-                int8x16_t table, bool first);
+                const struct fast_codes *c, bool first);
 };
 
 /* matmul_fast and index_codes of the table, by the functions of a level. */
@@ -47,8 +53,8 @@ void fast_matmul(const struct fast_ops *ops, float *y, size_t ldy, const struct 
 void fast_index(const struct fast_ops *ops, float *score, const struct index_query *q,
                 const uint8_t *key, size_t n);
 
-/* `nibbles` for tiles in the panel's own order. */
-void fast_plain_tile(struct fast_tile *t, const uint8_t *code, int8x16_t table);
+/* `codes` for tiles in the panel's own order. */
+void fast_plain_tile(struct fast_tile *t, const uint8_t *code, const struct fast_codes *c);
 
 /* Doubled e2m1 values. */
 INLINE int8x16_t e2m1_doubled(void)
@@ -67,6 +73,34 @@ INLINE int8x16_t high_nibbles(uint8x16_t b, int8x16_t table)
 {
     return vqtbl1q_s8(table, vshrq_n_u8(b, 4));
 }
+
+/* A group of four rows as int8 units; code: the group, at the first of them. */
+INLINE void expand_group(int8x16_t v[UNITS], const uint8_t *code, const struct fast_codes *t,
+                         enum wformat f)
+{
+    uint8x16_t c[4], i[2];
+    open_group(c, code, f);
+    FOR_LANE (o, OCTETS) {
+        unit_indices(i, c, o, f);
+        v[2 * o] = vqtbl1q_s8(t->table[0], i[0]);
+        v[2 * o + 1] = vqtbl1q_s8(t->table[f == W_Q3 || f == W_Q2], i[1]);
+    }
+}
+
+/* `call` with the format of codes as a constant. */
+#define FAST_FORMAT(format, call)        \
+    do {                                 \
+        if ((format) == W_Q3) {          \
+            const enum wformat f = W_Q3; \
+            call;                        \
+        } else if ((format) == W_Q2) {   \
+            const enum wformat f = W_Q2; \
+            call;                        \
+        } else {                         \
+            const enum wformat f = W_Q4; \
+            call;                        \
+        }                                \
+    } while (0)
 
 /* y = fma((float)s, u, y) */
 INLINE float32x4_t fast_add(float32x4_t y, int32x4_t s, float32x4_t u)

@@ -33,17 +33,12 @@ static size_t group_cols(const struct wmat *w)
 
 INLINE float32x4x4_t group_scales(const struct wmat *w, size_t p, size_t c, enum wformat f)
 {
-    if (f == W_E2M1 || f == W_Q8 || f == W_Q4)
+    if (f == W_E2M1 || wformat_has_halves(f))
         return panel_scales(w, p, c / GROUP);
     float32x4_t s = vdupq_n_f32(1);
     if (f == W_E4M3)
         s = vdupq_n_f32(e8m0_value(w->scales[p * w->scale_ld + c / w->block_cols]));
     return (float32x4x4_t){{s, s, s, s}};
-}
-
-INLINE struct lut16 lut_of(const struct wmat *w, enum wformat f)
-{
-    return f == W_Q4 ? lut16_of(w->table) : lut16_e2m1();
 }
 
 /* ------------------------------------------------------------------ one row */
@@ -54,27 +49,37 @@ INLINE void quad_step(float32x4_t acc[4], struct octet o, float32x4_t x0, float3
         acc[r] = vfmaq_f32(vfmaq_f32(acc[r], o.c[0][r], x0), o.c[1][r], x1);
 }
 
+/* A group of four rows of the panel. */
+INLINE void quad_group(float32x4_t acc[4], const uint8_t *code, const float *x, enum wformat f,
+                       const struct octet_luts *t, const bool tiny)
+{
+    uint8x16_t c[4];
+    open_group(c, code, f);
+    FOR_LANE (o, OCTETS)
+        quad_step(acc, octet(code, c, o, f, t, tiny), vld1q_f32(x + 8 * o),
+                  vld1q_f32(x + 8 * o + 4));
+}
+
 /* tiny: E4M3 codes as 2^-120 of their values, x as 2^100 of its. */
 INLINE void one_row(float out[PANEL], const struct wmat *w, size_t p, const float *x,
                     enum wformat f, const bool tiny)
 {
-    const struct lut16 t = lut_of(w, f);
+    const struct octet_luts t = octet_luts_of(w, f);
     const uint8_t *code = w->codes + p * w->code_ld;
-    const size_t bytes = 64 * (size_t)octet_lines(f), step = group_cols(w);
+    const size_t bytes = 64 * (size_t)group_lines(f), step = group_cols(w);
     float32x4_t y[QUADS] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
     for (size_t c = 0; c < w->cols; c += step) {
         const size_t end = step < w->cols - c ? c + step : w->cols;
         float32x4_t a[4], b[4], d[4], e[4];
         FOR_LANE (r, 4)
             a[r] = b[r] = d[r] = e[r] = vdupq_n_f32(0);
-        for (size_t i = c; i < end; i += 8, code += bytes) {
-            const float32x4_t x0 = vld1q_f32(x + i), x1 = vld1q_f32(x + i + 4);
-            FOR_LANE (line, octet_lines(f))
+        for (size_t i = c; i < end; i += GROUP, code += bytes) {
+            FOR_LANE (line, group_lines(f))
                 stream_ahead(code + 64 * line);
-            quad_step(a, octet(code, f, t, tiny), x0, x1);
-            quad_step(b, octet(code + 16, f, t, tiny), x0, x1);
-            quad_step(d, octet(code + 32, f, t, tiny), x0, x1);
-            quad_step(e, octet(code + 48, f, t, tiny), x0, x1);
+            quad_group(a, code, x + i, f, &t, tiny);
+            quad_group(b, code + 16, x + i, f, &t, tiny);
+            quad_group(d, code + 32, x + i, f, &t, tiny);
+            quad_group(e, code + 48, x + i, f, &t, tiny);
         }
         const float32x4x4_t s = group_scales(w, p, c, f);
         const float unit = tiny ? 0x1p20f : 1;
@@ -93,15 +98,19 @@ INLINE void one_row(float out[PANEL], const struct wmat *w, size_t p, const floa
 INLINE void expand(struct tile *t, const struct wmat *w, size_t p, size_t c, size_t end,
                    enum wformat f)
 {
-    const struct lut16 lut = lut_of(w, f);
-    const size_t bytes = 64 * (size_t)octet_lines(f), group = group_cols(w);
-    const uint8_t *code = w->codes + p * w->code_ld + c / 8 * bytes;
-    for (size_t i = 0; i < (end - c) / 4; i += 2, code += bytes)
+    const struct octet_luts lut = octet_luts_of(w, f);
+    const size_t bytes = 64 * (size_t)group_lines(f), group = group_cols(w);
+    const uint8_t *code = w->codes + p * w->code_ld + c / GROUP * bytes;
+    for (size_t i = 0; i < (end - c) / 4; i += GROUP / 4, code += bytes)
         FOR_LANE (q, QUADS) {
-            struct octet o = octet(code + 16 * q, f, lut, false);
-            FOR_LANE (r, 4) {
-                vst1q_f32(t->w[q][i][r], o.c[0][r]);
-                vst1q_f32(t->w[q][i + 1][r], o.c[1][r]);
+            uint8x16_t opened[4];
+            open_group(opened, code + 16 * q, f);
+            FOR_LANE (k, OCTETS) {
+                struct octet o = octet(code + 16 * q, opened, k, f, &lut, false);
+                FOR_LANE (r, 4) {
+                    vst1q_f32(t->w[q][i + 2 * (size_t)k][r], o.c[0][r]);
+                    vst1q_f32(t->w[q][i + 2 * (size_t)k + 1][r], o.c[1][r]);
+                }
             }
         }
     t->groups = (end - c + group - 1) / group;
@@ -181,6 +190,8 @@ FORMAT(e4m3, W_E4M3)
 FORMAT(e2m1, W_E2M1)
 FORMAT(q8, W_Q8)
 FORMAT(q4, W_Q4)
+FORMAT(q3, W_Q3)
+FORMAT(q2, W_Q2)
 
 static void row_e4m3_tiny(float out[PANEL], const struct wmat *w, size_t p, const float *x)
 {
@@ -194,7 +205,9 @@ static const struct panels panel_kernels[N_WFORMATS] = {{NULL, NULL},
                                                         {row_e4m3, expand_e4m3},
                                                         {row_e2m1, expand_e2m1},
                                                         {row_q8, expand_q8},
-                                                        {row_q4, expand_q4}};
+                                                        {row_q4, expand_q4},
+                                                        {row_q3, expand_q3},
+                                                        {row_q2, expand_q2}};
 
 /* ------------------------------------------------------------------ the matrix */
 
@@ -313,7 +326,7 @@ static void matmul_neon(float *y, size_t ldy, const float *x, size_t ldx, const 
                         size_t m, const struct wmat *w, size_t r0, size_t r1, float *tmp)
 {
     const struct job j = {y, ldy, x, ldx, pick, m, w, r0, r1};
-    if (!w->panels || w->format == W_F32 || w->format > W_Q4)
+    if (!w->panels || w->format == W_F32)
         plain(&j, tmp);
     else if (m == 1)
         panels_one(&j, &panel_kernels[w->format], tmp);

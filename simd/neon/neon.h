@@ -95,7 +95,7 @@ INLINE struct lut16 lut16_e2m1(void)
 INLINE struct lut16 lut16_of(const int8_t table[16])
 {
     uint8_t low[16], high[16];
-    for (int i = 0; i < 16; i++) {
+    for (size_t i = 0; i < 16; i++) {
         uint32_t u = bits_of_float((float)table[i]);
         low[i] = (uint8_t)(u >> 16);
         high[i] = (uint8_t)(u >> 24);
@@ -128,7 +128,7 @@ INLINE float32x4_t e8m0_floats(uint16x4_t code)
     return vreinterpretq_f32_u32(vmaxq_u32(u, vdupq_n_u32(0x00400000))); /* 0 is 2^-127 */
 }
 
-/* The 16 scales of group g of a panel of E2M1, Q8 or Q4. */
+/* The 16 scales of group g of a panel of E2M1, Q8 or a table format. */
 INLINE float32x4x4_t panel_scales(const struct wmat *w, size_t p, size_t g)
 {
     const uint8_t *at = w->scales + p * w->scale_ld;

@@ -2,7 +2,7 @@
 #ifndef DSV4_NEON_OCTET_H
 #define DSV4_NEON_OCTET_H
 
-#include "simd/neon/neon.h"
+#include "simd/neon/units.h"
 
 #ifdef __aarch64__
 
@@ -68,25 +68,64 @@ INLINE struct octet octet_q8(const uint8_t *p)
     return octet_of(int8_floats(vzip1q_s8(even, odd)), int8_floats(vzip2q_s8(even, odd)));
 }
 
-INLINE struct octet octet_lut(const uint8_t *p, struct lut16 t)
+/* The bytes of bf16 of even and odd units' codes. */
+struct octet_luts {
+    struct lut16 of[2];
+};
+
+INLINE struct octet_luts octet_luts_of(const struct wmat *w, enum wformat f)
 {
-    uint8x16_t b = vld1q_u8(p), even = vandq_u8(b, vdupq_n_u8(15)), odd = vshrq_n_u8(b, 4);
-    return octet_of(lut16_floats(t, vzip1q_u8(even, odd)), lut16_floats(t, vzip2q_u8(even, odd)));
+    struct octet_luts t = {{lut16_e2m1(), lut16_e2m1()}};
+    if (wformat_table(f) > 0)
+        for (int odd = 0; odd < 2; odd++) {
+            int8_t value[16];
+            for (size_t i = 0; i < 16; i++)
+                value[i] = w->table[code_of_index(f, i, odd)];
+            t.of[odd] = lut16_of(value);
+        }
+    return t;
 }
 
-/* p: a row of words, at the first of four rows. */
-INLINE struct octet octet(const uint8_t *p, enum wformat f, struct lut16 t, const bool tiny)
+/* Two units from their indices. */
+INLINE struct octet octet_lut(const uint8x16_t i[2], const struct octet_luts *t, const bool same)
 {
-    return f == W_E4M3  ? octet_e4m3(p, tiny)
-           : f == W_Q8  ? octet_q8(p)
-           : f < W_E4M3 ? octet_half(p, f)
-                        : octet_lut(p, t);
+    const struct lut16 even = t->of[0], odd = t->of[same ? 0 : 1];
+    const uint8x16_t el = vqtbl1q_u8(even.low, i[0]), eh = vqtbl1q_u8(even.high, i[0]);
+    const uint8x16_t ol = vqtbl1q_u8(odd.low, i[1]), oh = vqtbl1q_u8(odd.high, i[1]);
+    const uint16x8_t e01 = vreinterpretq_u16_u8(vzip1q_u8(el, eh));
+    const uint16x8_t e23 = vreinterpretq_u16_u8(vzip2q_u8(el, eh));
+    const uint16x8_t o01 = vreinterpretq_u16_u8(vzip1q_u8(ol, oh));
+    const uint16x8_t o23 = vreinterpretq_u16_u8(vzip2q_u8(ol, oh));
+    const uint16x8_t row[4] = {vzip1q_u16(e01, o01), vzip2q_u16(e01, o01), vzip1q_u16(e23, o23),
+                               vzip2q_u16(e23, o23)};
+    struct octet o;
+    FOR_LANE (r, 4) {
+        o.c[0][r] = low_bf16(row[r]);
+        o.c[1][r] = high_bf16(row[r]);
+    }
+    return o;
 }
 
-/* Lines of 64 bytes that eight columns of a panel take. */
-INLINE int octet_lines(enum wformat f)
+/* Lines of 64 bytes that a group of a panel takes. */
+INLINE int group_lines(enum wformat f)
 {
-    return f < W_E4M3 ? 4 : f == W_E4M3 || f == W_Q8 ? 2 : 1;
+    return f < W_E4M3 ? 16 : f == W_E4M3 || f == W_Q8 ? 8 : f == W_Q3 ? 3 : f == W_Q2 ? 2 : 4;
+}
+
+/* Octet o of a group. p: the group, at the first of four rows; c: it opened. */
+INLINE struct octet octet(const uint8_t *p, const uint8x16_t c[4], int o, enum wformat f,
+                          const struct octet_luts *t, const bool tiny)
+{
+    uint8x16_t i[2];
+    p += o * (group_lines(f) / OCTETS) * 64; /* of formats that are not opened */
+    if (f == W_E4M3)
+        return octet_e4m3(p, tiny);
+    if (f == W_Q8)
+        return octet_q8(p);
+    if (f < W_E4M3)
+        return octet_half(p, f);
+    unit_indices(i, c, o, f);
+    return octet_lut(i, t, f != W_Q3 && f != W_Q2);
 }
 
 #endif
