@@ -14,6 +14,59 @@
 #include "chat_inner.h"
 #include "text.h"
 
+/* ------------------------------------------------------------------ hash tables (grammar_slots.c)
+ * From hashes to the numbers of things that lie elsewhere; open addressing, at most half full. free(slot).
+ *
+ *   TRY(slots_room(&t, "a schema", err));
+ *   for (at = SLOTS_BEGIN; (i = slots_next(&t, hash, &at)) != SLOTS_NONE;)
+ *       if (thing i is meant)
+ *           return i;
+ *   slots_put(&t, at, hash, n);              the loop has left `at` at a free place */
+
+struct slots {
+    struct {
+        uint32_t hash, number; /* number + 1; 0: free */
+    } * slot;
+    size_t n_slots, n;
+};
+
+#define SLOTS_BEGIN SIZE_MAX
+#define SLOTS_NONE  UINT32_MAX
+
+/* Room for one more. */
+int slots_room(struct slots *t, const char *what, dsv4_err *err);
+
+static inline uint64_t bytes_hash(const char *text, size_t len)
+{
+    uint64_t h = len;
+    for (size_t i = 0; i < len; i++)
+        h = (h ^ (unsigned char)text[i]) * 0x100000001b3u;
+    return h;
+}
+
+static inline uint32_t slots_fold(uint64_t hash)
+{
+    return (uint32_t)(hash ^ hash >> 32);
+}
+
+/* The next number that was put with this hash. */
+static inline uint32_t slots_next(const struct slots *t, uint64_t hash, size_t *at)
+{
+    uint32_t h = slots_fold(hash);
+    size_t i = *at == SLOTS_BEGIN ? h : *at + 1;
+    while (t->slot[i &= t->n_slots - 1].number && t->slot[i].hash != h)
+        i++;
+    *at = i;
+    return t->slot[i].number - 1; /* SLOTS_NONE */
+}
+
+static inline void slots_put(struct slots *t, size_t at, uint64_t hash, uint32_t number)
+{
+    t->slot[at].hash = slots_fold(hash);
+    t->slot[at].number = number + 1;
+    t->n++;
+}
+
 /* ------------------------------------------------------------------ trees (grammar_tree.c) */
 
 enum gkind {

@@ -11,49 +11,33 @@ struct pairs {
     struct gbuild *b;
     uint64_t *v;
     size_t n, cap;
-    uint32_t *slot;
-    size_t n_slots;
+    struct slots slots;
 };
-
-static size_t place_of(const struct pairs *p, uint64_t v)
-{
-    size_t at = (size_t)((v ^ v >> 29) * 0x9e3779b97f4a7c15u >> 32) & (p->n_slots - 1);
-    while (p->slot[at] && p->v[p->slot[at] - 1] != v)
-        at = (at + 1) & (p->n_slots - 1);
-    return at;
-}
 
 static uint32_t pair(struct pairs *p, uint32_t x, uint32_t y)
 {
     struct gbuild *b = p->b;
-    uint64_t v = (uint64_t)x << 32 | y;
+    uint64_t v = (uint64_t)x << 32 | y, h = (v ^ v >> 29) * 0x9e3779b97f4a7c15u;
+    size_t at = SLOTS_BEGIN;
     if (b->rc != 0 || !g_work(b, 4))
         return 0;
-    if (2 * p->n >= p->n_slots) {
-        size_t n = p->n_slots ? 2 * p->n_slots : 64;
-        free(p->slot);
-        p->slot = NULL;
-        p->n_slots = n;
-        b->rc = mem_alloc(&p->slot, n, sizeof *p->slot, "an automaton", b->err);
-        for (size_t i = 0; i < p->n && b->rc == 0; i++)
-            p->slot[place_of(p, p->v[i])] = (uint32_t)i + 1;
-    }
+    b->rc = slots_room(&p->slots, "an automaton", b->err);
     if (b->rc == 0)
         b->rc = mem_grow(&p->v, &p->cap, p->n + 1, sizeof *p->v, "an automaton", b->err);
     if (b->rc != 0)
         return 0;
-    size_t at = place_of(p, v);
-    if (p->slot[at] == 0) {
-        p->v[p->n++] = v;
-        p->slot[at] = (uint32_t)p->n;
-    }
-    return p->slot[at] - 1;
+    for (uint32_t i; (i = slots_next(&p->slots, h, &at)) != SLOTS_NONE;)
+        if (p->v[i] == v)
+            return i;
+    slots_put(&p->slots, at, h, (uint32_t)p->n);
+    p->v[p->n++] = v;
+    return (uint32_t)p->n - 1;
 }
 
 static int finish(struct pairs *p, struct fa *out)
 {
     free(p->v);
-    free(p->slot);
+    free(p->slots.slot);
     if (p->b->rc != 0)
         fa_free(out);
     return p->b->rc;

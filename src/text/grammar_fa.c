@@ -460,10 +460,9 @@ struct list {
 struct subsets {
     struct gbuild *b;
     const struct nfa *m;
-    struct list pool; /* all sets, one after the other */
-    struct list at;   /* where set i begins; it ends where the next one does */
-    uint32_t *slot;   /* hash table: set + 1 */
-    size_t n_slots;
+    struct list pool;      /* all sets, one after the other */
+    struct list at;        /* where set i begins; it ends where the next one does */
+    struct slots slots;    /* of the sets */
     uint32_t *mark, stamp; /* [m->n] */
     struct list now, stack;
     struct nedge *edge; /* leaving the set at hand */
@@ -508,28 +507,6 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static bool more_slots(struct subsets *s)
-{
-    size_t n = s->n_slots ? 2 * s->n_slots : 64;
-    uint32_t *slot;
-    s->b->rc = mem_alloc(&slot, n, sizeof *slot, "an automaton", s->b->err);
-    if (s->b->rc != 0)
-        return false;
-    for (size_t i = 0; i + 1 < s->at.n; i++) {
-        uint64_t h = 0;
-        for (size_t k = s->at.v[i]; k < s->at.v[i + 1]; k++)
-            h = (h ^ s->pool.v[k]) * 0x9e3779b97f4a7c15u;
-        size_t at = (size_t)(h >> 32) & (n - 1);
-        while (slot[at])
-            at = (at + 1) & (n - 1);
-        slot[at] = (uint32_t)i + 1;
-    }
-    free(s->slot);
-    s->slot = slot;
-    s->n_slots = n;
-    return true;
-}
-
 /* The number of the set `now`; NONE for the empty one. */
 static uint32_t set_end(struct subsets *s)
 {
@@ -538,14 +515,15 @@ static uint32_t set_end(struct subsets *s)
         return NONE;
     if (n > 1)
         qsort(s->now.v, n, sizeof *s->now.v, by_value);
-    if (s->at.n * 2 > s->n_slots && !more_slots(s))
+    s->b->rc = slots_room(&s->slots, "an automaton", s->b->err);
+    if (s->b->rc != 0)
         return NONE;
     uint64_t h = 0;
     for (size_t k = 0; k < n; k++)
         h = (h ^ s->now.v[k]) * 0x9e3779b97f4a7c15u;
-    size_t at = (size_t)(h >> 32) & (s->n_slots - 1);
-    for (; s->slot[at]; at = (at + 1) & (s->n_slots - 1)) {
-        uint32_t i = s->slot[at] - 1, begin = s->at.v[i];
+    size_t at = SLOTS_BEGIN;
+    for (uint32_t i; (i = slots_next(&s->slots, h, &at)) != SLOTS_NONE;) {
+        uint32_t begin = s->at.v[i];
         if (s->at.v[i + 1] - begin == n &&
             memcmp(s->pool.v + begin, s->now.v, n * sizeof *s->now.v) == 0)
             return i;
@@ -557,7 +535,7 @@ static uint32_t set_end(struct subsets *s)
         g_fail(s->b, DSV4_REFUSED, "grammar: too large (more than %u states)", G_MAX_STATES);
     if (s->b->rc != 0)
         return NONE;
-    s->slot[at] = (uint32_t)s->at.n - 1;
+    slots_put(&s->slots, at, h, (uint32_t)s->at.n - 2);
     return (uint32_t)s->at.n - 2;
 }
 
@@ -657,7 +635,7 @@ static int determine(struct gbuild *b, const struct nfa *m, struct fa *out)
     free(s.mark);
     free(s.pool.v);
     free(s.at.v);
-    free(s.slot);
+    free(s.slots.slot);
     free(s.now.v);
     free(s.stack.v);
     free(s.edge);

@@ -17,8 +17,7 @@ enum { MAX_GROUPS = 120 };
 struct parser {
     struct gbuild *b;
     const char *text, *at, *end;
-    uint32_t *name_slot; /* hash table: rule + 1 */
-    size_t n_slots;
+    struct slots names; /* of the rules */
 };
 
 static uint32_t bad(struct parser *p, const char *what)
@@ -71,18 +70,20 @@ static bool name_byte(char c)
 static uint32_t rule_named(struct parser *p, const char *name, size_t len)
 {
     struct gbuild *b = p->b;
-    uint64_t h = len;
-    for (size_t i = 0; i < len; i++)
-        h = (h ^ (unsigned char)name[i]) * 0x100000001b3u;
-    size_t at = (h ^ h >> 32) & (p->n_slots - 1);
-    for (; p->name_slot[at]; at = (at + 1) & (p->n_slots - 1)) {
-        const struct grule *r = &b->rule[p->name_slot[at] - 1];
+    uint64_t h = bytes_hash(name, len);
+    size_t at = SLOTS_BEGIN;
+    if (b->rc == 0)
+        b->rc = slots_room(&p->names, "a grammar", b->err);
+    if (b->rc != 0)
+        return 0;
+    for (uint32_t i; (i = slots_next(&p->names, h, &at)) != SLOTS_NONE;) {
+        const struct grule *r = &b->rule[i];
         if (r->name_len == len && memcmp(b->text.data + r->name, name, len) == 0)
-            return p->name_slot[at] - 1;
+            return i;
     }
     uint32_t rule = g_rule(b, name, len);
     if (b->rc == 0)
-        p->name_slot[at] = rule + 1;
+        slots_put(&p->names, at, h, rule);
     return rule;
 }
 
@@ -365,18 +366,14 @@ int dsv4_grammar_open(dsv4_grammar **out, const dsv4_tokenizer *t, const char *t
                       dsv4_err *err)
 {
     struct gbuild b = {.t = t, .err = err};
-    struct parser p = {
-        .b = &b, .text = text, .at = text, .end = text + len, .n_slots = 2 * (size_t)G_MAX_RULES};
+    struct parser p = {.b = &b, .text = text, .at = text, .end = text + len};
     *out = NULL;
     if (len > (size_t)4 << 20)
         return err_set(err, DSV4_REFUSED, "grammar: %zu bytes; at most 4 MiB", len);
     if (!utf8_valid(text, len) || memchr(text, 0, len))
         return err_set(err, DSV4_REFUSED, "grammar: not UTF-8 text");
-    while (p.n_slots > 1024 && p.n_slots > len)
-        p.n_slots /= 2; /* a rule takes more than one byte */
-    TRY(mem_alloc(&p.name_slot, p.n_slots, sizeof *p.name_slot, "a grammar", err));
     uint32_t root = read_rules(&p);
-    free(p.name_slot);
+    free(p.names.slot);
     int rc = b.rc != 0 ? b.rc : grammar_link(&b, root, out);
     g_free(&b);
     return rc;

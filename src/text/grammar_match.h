@@ -38,9 +38,9 @@ struct sets {
     const dsv4_grammar *g;
     struct mnode *node;
     struct mset *set;
-    uint32_t *slot; /* hash table: set + 1 */
-    uint32_t *row;  /* [n_rows][classes] */
-    size_t n_nodes, n_sets, n_slots, n_rows, cap_nodes, cap_sets, cap_rows;
+    struct slots slots; /* of the sets */
+    uint32_t *row;      /* [n_rows][classes] */
+    size_t n_nodes, n_sets, n_rows, cap_nodes, cap_sets, cap_rows;
     struct mnode *todo, *found, *merge; /* scratch of a step */
     size_t n_todo, n_found, n_merge, cap_todo, cap_found, cap_merge;
     struct mnode *seen; /* hash table of nodes met in this step */

@@ -22,8 +22,7 @@ struct object {
     enum written written;
     struct property *property;
     size_t n_properties, cap_properties;
-    uint32_t *slot; /* hash table: property + 1 */
-    size_t n_slots;
+    struct slots slots; /* of the properties */
     uint32_t min, max;
     bool closed;        /* no other properties than those named, unless the schema says so */
     struct glist extra; /* members: one for each kind of additional property */
@@ -32,37 +31,19 @@ struct object {
 
 /* ------------------------------------------------------------------ the properties */
 
-static size_t slot_of(const struct object *o, const char *key, size_t len)
-{
-    uint64_t h = len;
-    for (size_t i = 0; i < len; i++)
-        h = (h ^ (unsigned char)key[i]) * 0x100000001b3u;
-    size_t at = (h ^ h >> 32) & (o->n_slots - 1);
-    for (; o->slot[at]; at = (at + 1) & (o->n_slots - 1)) {
-        const struct property *p = &o->property[o->slot[at] - 1];
-        if (p->len == len && (len == 0 || memcmp(p->key, key, len) == 0))
-            break;
-    }
-    return at;
-}
-
 static int add_property(struct object *o, const struct jv *at, const char *key, size_t len,
                         bool required)
 {
     dsv4_err *err = o->s->b->err;
-    if (2 * (o->n_properties + 1) > o->n_slots) {
-        free(o->slot);
-        o->slot = NULL;
-        o->n_slots = o->n_slots ? 2 * o->n_slots : 64;
-        TRY(mem_alloc(&o->slot, o->n_slots, sizeof *o->slot, "a schema", err));
-        for (size_t i = 0; i < o->n_properties; i++)
-            o->slot[slot_of(o, o->property[i].key, o->property[i].len)] = (uint32_t)i + 1;
-    }
-    size_t slot = slot_of(o, key, len);
-    if (o->slot[slot]) {
-        struct property *p = &o->property[o->slot[slot] - 1];
-        p->required = p->required || required;
-        return 0;
+    uint64_t h = bytes_hash(key, len);
+    size_t place = SLOTS_BEGIN;
+    TRY(slots_room(&o->slots, "a schema", err));
+    for (uint32_t i; (i = slots_next(&o->slots, h, &place)) != SLOTS_NONE;) {
+        struct property *p = &o->property[i];
+        if (p->len == len && (len == 0 || memcmp(p->key, key, len) == 0)) {
+            p->required = p->required || required;
+            return 0;
+        }
     }
     if (o->n_properties >= MAX_PROPERTIES)
         return schema_refuse(o->s, at, "has too many properties");
@@ -70,7 +51,7 @@ static int add_property(struct object *o, const struct jv *at, const char *key, 
                  "a schema", err));
     o->property[o->n_properties++] =
         (struct property){.key = key, .len = len, .required = required};
-    o->slot[slot] = (uint32_t)o->n_properties;
+    slots_put(&o->slots, place, h, (uint32_t)o->n_properties - 1);
     return 0;
 }
 
@@ -515,7 +496,7 @@ uint32_t schema_object(struct schema *s, const struct element *e, size_t n, enum
         b->rc = make_extras(&o);
     uint32_t node = b->rc == 0 ? graph(&o) : 0;
     free(o.property);
-    free(o.slot);
+    free(o.slots.slot);
     free(o.extra.v);
     free(o.arcs.v);
     return node;

@@ -173,42 +173,25 @@ static uint64_t shape_hash(const struct element *e, size_t n, uint32_t types, en
     uint64_t h = types * 8u + (unsigned)w;
     for (size_t i = 0; i < n; i++)
         h = (h ^ e[i].v ^ h >> 29) * 0x9e3779b97f4a7c15u;
-    return h ^ h >> 32;
+    return h;
 }
 
-static int more_slots(struct schema *s)
+/* The shape's number, or SLOTS_NONE and the place for it. */
+static uint32_t find(const struct schema *s, const struct elements *e, uint32_t types,
+                     enum written w, uint64_t hash, size_t *at)
 {
-    size_t n = s->n_slots ? 2 * s->n_slots : 256;
-    uint32_t *slot;
-    TRY(mem_alloc(&slot, n, sizeof *slot, "a schema", s->b->err));
-    for (size_t i = 0; i < s->n_shapes; i++) {
+    uint32_t i;
+    *at = SLOTS_BEGIN;
+    while ((i = slots_next(&s->slots, hash, at)) != SLOTS_NONE) {
         const struct shape *p = &s->shape[i];
-        size_t at = shape_hash(s->pool + p->at, p->n, p->types, p->written) & (n - 1);
-        while (slot[at])
-            at = (at + 1) & (n - 1);
-        slot[at] = (uint32_t)i + 1;
-    }
-    free(s->slot);
-    s->slot = slot;
-    s->n_slots = n;
-    return 0;
-}
-
-/* Where the shape stands, or the free slot for it. */
-static size_t find(const struct schema *s, const struct elements *e, uint32_t types, enum written w)
-{
-    size_t at = shape_hash(e->v, e->n, types, w) & (s->n_slots - 1);
-    for (; s->slot[at]; at = (at + 1) & (s->n_slots - 1)) {
-        const struct shape *p = &s->shape[s->slot[at] - 1];
         if (p->n == e->n && p->types == types && p->written == w &&
             (e->n == 0 || memcmp(s->pool + p->at, e->v, e->n * sizeof *e->v) == 0))
             break;
     }
-    return at;
+    return i;
 }
 
-static int new_shape(struct schema *s, const struct elements *e, uint32_t types, enum written w,
-                     size_t at)
+static int new_shape(struct schema *s, const struct elements *e, uint32_t types, enum written w)
 {
     dsv4_err *err = s->b->err;
     char name[300] = "value";
@@ -222,7 +205,6 @@ static int new_shape(struct schema *s, const struct elements *e, uint32_t types,
         memcpy(s->pool + s->n_pool, e->v, e->n * sizeof *e->v);
     s->shape[s->n_shapes++] = (struct shape){types, rule, w, s->n_pool, e->n};
     s->n_pool += e->n;
-    s->slot[at] = (uint32_t)s->n_shapes;
     return 0;
 }
 
@@ -231,14 +213,19 @@ uint32_t schema_rule(struct schema *s, const struct elements *e, uint32_t types,
     struct gbuild *b = s->b;
     if (b->rc != 0 || e->never || types == 0)
         return 0;
-    if (2 * (s->n_shapes + 1) > s->n_slots)
-        b->rc = more_slots(s);
+    b->rc = slots_room(&s->slots, "a schema", b->err);
     if (b->rc != 0)
         return 0;
-    size_t at = find(s, e, types, w);
-    if (s->slot[at] == 0)
-        b->rc = new_shape(s, e, types, w, at);
-    return b->rc == 0 ? g_call(b, s->shape[s->slot[at] - 1].rule) : 0;
+    uint64_t hash = shape_hash(e->v, e->n, types, w);
+    size_t at;
+    uint32_t i = find(s, e, types, w, hash, &at);
+    if (i == SLOTS_NONE) {
+        i = (uint32_t)s->n_shapes;
+        b->rc = new_shape(s, e, types, w);
+        if (b->rc == 0)
+            slots_put(&s->slots, at, hash, i);
+    }
+    return b->rc == 0 ? g_call(b, s->shape[i].rule) : 0;
 }
 
 /* ------------------------------------------------------------------ types */
@@ -481,7 +468,7 @@ void schema_free(struct schema *s)
 {
     free(s->shape);
     free(s->pool);
-    free(s->slot);
+    free(s->slots.slot);
 }
 
 /* ------------------------------------------------------------------ the interface */

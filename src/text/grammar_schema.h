@@ -54,8 +54,8 @@ struct schema {
     const struct dialect *dialect; /* of calls; NULL: plain JSON */
     struct shape *shape;
     struct element *pool;
-    uint32_t *slot; /* hash table: shape + 1 */
-    size_t n_shapes, n_pool, n_slots, cap_shapes, cap_pool;
+    struct slots slots; /* of the shapes */
+    size_t n_shapes, n_pool, cap_shapes, cap_pool;
     size_t done;          /* shapes whose rule has its body */
     int depth;            /* of references being followed */
     const struct jv *own; /* the enum whose constants are looked at: it need not be searched */

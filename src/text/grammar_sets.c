@@ -52,36 +52,17 @@ static uint64_t hash_all(const struct mnode *n, size_t count)
 
 /* ------------------------------------------------------------------ storage */
 
-static bool more_slots(struct sets *s)
-{
-    size_t n = s->n_slots ? 2 * s->n_slots : 256;
-    uint32_t *slot;
-    s->rc = mem_alloc(&slot, n, sizeof *slot, "a matcher", s->err);
-    if (s->rc != 0)
-        return false;
-    for (size_t i = 1; i < s->n_sets; i++) {
-        const struct mset *x = &s->set[i];
-        size_t at = hash_all(s->node + x->first, x->n) & (n - 1);
-        while (slot[at])
-            at = (at + 1) & (n - 1);
-        slot[at] = (uint32_t)i + 1;
-    }
-    free(s->slot);
-    s->slot = slot;
-    s->n_slots = n;
-    return true;
-}
-
 /* The set of n nodes, sorted and different; they lie outside s->node. */
 static uint32_t intern(struct sets *s, const struct mnode *nodes, size_t n)
 {
     if (n == 0 || s->rc != 0)
         return SET_NONE;
-    if (2 * (s->n_sets + 1) > s->n_slots && !more_slots(s))
+    s->rc = slots_room(&s->slots, "a matcher", s->err);
+    if (s->rc != 0)
         return SET_NONE;
-    size_t at = hash_all(nodes, n) & (s->n_slots - 1);
-    for (; s->slot[at]; at = (at + 1) & (s->n_slots - 1)) {
-        uint32_t id = s->slot[at] - 1;
+    uint64_t h = hash_all(nodes, n);
+    size_t at = SLOTS_BEGIN;
+    for (uint32_t id; (id = slots_next(&s->slots, h, &at)) != SLOTS_NONE;) {
         const struct mset *x = &s->set[id];
         size_t i = 0;
         while (x->n == n && i < n && same(&s->node[x->first + i], &nodes[i]))
@@ -105,7 +86,7 @@ static uint32_t intern(struct sets *s, const struct mnode *nodes, size_t n)
         s->node[s->n_nodes++] = nodes[i];
     }
     s->set[s->n_sets] = x;
-    s->slot[at] = (uint32_t)s->n_sets + 1;
+    slots_put(&s->slots, at, h, (uint32_t)s->n_sets);
     return (uint32_t)s->n_sets++;
 }
 
@@ -443,7 +424,7 @@ void sets_close(struct sets *s)
 {
     free(s->node);
     free(s->set);
-    free(s->slot);
+    free(s->slots.slot);
     free(s->row);
     free(s->todo);
     free(s->found);
