@@ -81,6 +81,7 @@ static void layout(struct taker *t, const struct model *m, uint64_t n, uint64_t 
     take(t, &b->sel, n * c->index_topk, sizeof *b->sel);
     take(t, &b->n_sel, n, sizeof *b->n_sel);
     take(t, &b->piece_end, (uint64_t)lanes, sizeof *b->piece_end);
+    take(t, &b->unit_end, n, sizeof *b->unit_end);
     take(t, &b->piece, c->index_topk ? (n + (uint64_t)lanes) * piece_words(c) : 0,
          sizeof *b->piece);
     take(t, &b->cand, n * c->candidate_blocks, sizeof *b->cand);

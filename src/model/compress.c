@@ -111,19 +111,6 @@ void compress_project(const struct lane *l, struct batch *b, const struct layer 
     }
 }
 
-/* y = W x by one lane alone: small matrices of which a phase of their own would cost more. */
-static void multiply(const struct batch *b, float *y, const float *x, const struct matrix *w,
-                     float *tmp)
-{
-    const struct kernels *k = &b->m->k;
-    if (w->n_parts == 0)
-        k->matmul(y, w->rows, x, w->cols, NULL, 1, &w->stored, 0, w->rows, tmp);
-    for (uint32_t i = 0; i < w->n_parts; i++) {
-        const struct part *p = &w->part[i];
-        k->matmul(y + p->first, w->rows, x, w->cols, NULL, 1, &p->w, 0, p->w.rows, tmp);
-    }
-}
-
 size_t compress_words(const struct config *c)
 {
     return 3 * (size_t)c->head_dim + c->rope_dim + 3 * (size_t)c->index_dim;
@@ -144,7 +131,7 @@ void compress_entries(const struct lane *l, struct batch *b, const struct layer 
         if (L->index.own.ratio > 0) {
             make_entry(key, b, &L->index.own, s, b->ik, b->ig, &lc->key_open, e, ktmp);
         } else if (L->index.wk.rows > 0) { /* V4.1: from the entry before its rotation */
-            multiply(b, key, x, &L->index.wk, tmp);
+            linear_alone(l, b, key, x, &L->index.wk);
             rms(&b->m->k, key, key, L->index.k_norm, c->index_dim, c->eps);
         } else {
             keys = false; /* nobody selects */

@@ -53,15 +53,14 @@ struct query {
     float *q, *w; /* [heads][dim], [heads] */
 };
 
-/* Head h of row `row`: scaled by the norm of the row's latent, rotated, rounded as it was in
- * training. With taps all this has happened. */
+/* Head h of row `row`: scaled by the norm of the row's latent (query_scale), rotated, rounded as it was
+ * in training. With taps all this has happened. */
 static void finish_head(const struct batch *b, const struct layer *L, size_t row, size_t h,
-                        float *q, uint8_t *codes)
+                        float scale, float *q, uint8_t *codes)
 {
     const struct config *c = b->m->cfg;
     const float *raw = b->iq + (row * c->index_heads + h) * c->index_dim;
     struct rshape s = b->m->key_row;
-    float scale = b->tap ? 1 : query_scale(b, row);
     for (size_t i = 0; i < c->index_dim; i++)
         q[i] = raw[i] * scale;
     if (!b->tap) {
@@ -112,9 +111,10 @@ static void make_query(struct query *out, const struct batch *b, const struct la
     else
         memset(words, 0, (padded * dim / GROUP + padded + padded * dim / 4) * sizeof *words);
     int8_t *code = (int8_t *)(w + padded);
+    float norm = b->tap ? 1 : query_scale(b, row);
     for (size_t h = 0; h < heads; h++) {
         out->w[h] = head_weight(b, row, h);
-        finish_head(b, L, row, h, out->coded ? one : out->q + h * dim, bytes);
+        finish_head(b, L, row, h, norm, out->coded ? one : out->q + h * dim, bytes);
         if (out->coded)
             place_codes(code, scale, bytes, dim, h);
     }
@@ -262,7 +262,7 @@ static void tap_queries(const struct lane *l, struct batch *b, const struct laye
     plain.tap = NULL;
     for (size_t i = r0 * heads; tap && i < r1 * heads; i++) {
         float *q = b->iq + i * dim;
-        finish_head(&plain, L, i / heads, i % heads, q, unused);
+        finish_head(&plain, L, i / heads, i % heads, query_scale(b, i / heads), q, unused);
         if (b->m->key_row.format == R_E2M1_32)
             b->m->k.rows(q, unused, 1, b->m->key_row);
         b->iw[i] = head_weight(&plain, i / heads, i % heads);
@@ -277,12 +277,16 @@ void choose_entries(const struct lane *l, struct batch *b, const struct layer *L
 {
     size_t total = 0, u0, u1, size = unit_size(b->m->cfg), first = 0;
     tap_queries(l, b, L);
-    for (size_t r = 0; r < b->n; r++)
+    for (size_t r = 0; r < b->n; r++) {
         total += units(b, L, r);
+        if (l->id == 0)
+            b->unit_end[r] = total;
+    }
     lane_split(l, total, 1, &u0, &u1);
     b->piece_end[l->id] = u1;
-    for (size_t r = 0; r < b->n && first < u1; first += units(b, L, r++)) {
-        size_t n = units(b, L, r), from = u0 > first ? u0 - first : 0;
+    for (size_t r = 0, n; r < b->n && first < u1; first += n, r++) {
+        n = units(b, L, r);
+        size_t from = u0 > first ? u0 - first : 0;
         size_t to = u1 - first < n ? u1 - first : n, all = places(b, L, r);
         if (from < to)
             score_piece(l, b, L, r, from * size, to * size < all ? to * size : all);
@@ -317,12 +321,10 @@ size_t merge_entries(struct batch *b, const struct layer *L, size_t row, bool pu
                      uint32_t *sel, uint32_t *words)
 {
     const struct config *c = b->m->cfg;
-    size_t at = 0, n = units(b, L, row), first = 0, end;
-    for (size_t r = 0; r < row; r++)
-        at += units(b, L, r);
-    while (n > 0 && b->piece_end[first] <= at)
+    size_t from = row > 0 ? b->unit_end[row - 1] : 0, to = b->unit_end[row], first = 0, end;
+    while (from < to && b->piece_end[first] <= from)
         first++;
-    for (end = first; n > 0 && (end == first || b->piece_end[end - 1] < at + n);)
+    for (end = first; from < to && (end == first || b->piece_end[end - 1] < to);)
         end++;
     first += row;
     end += row;

@@ -111,10 +111,6 @@ static void all_parts(const struct lane *l, const struct batch *b, float *y, siz
                       const struct input *in, const uint32_t *pick, size_t n,
                       const struct matrix *w, size_t r0, size_t r1)
 {
-    if (n == 0)
-        return; /* y may be NULL */
-    if (b->observer && r0 < r1)
-        observe(b, in, pick, n, w, r0, r1);
     if (w->n_parts == 0)
         one_part(l, b, y, ldy, in, pick, n, &w->stored, r0, r1);
     for (uint32_t i = 0; i < w->n_parts; i++) {
@@ -125,11 +121,22 @@ static void all_parts(const struct lane *l, const struct batch *b, float *y, siz
     }
 }
 
+static void observed(const struct lane *l, const struct batch *b, float *y, size_t ldy,
+                     const struct input *in, const uint32_t *pick, size_t n, const struct matrix *w,
+                     size_t r0, size_t r1)
+{
+    if (n == 0)
+        return; /* y may be NULL */
+    if (b->observer && r0 < r1)
+        observe(b, in, pick, n, w, r0, r1);
+    all_parts(l, b, y, ldy, in, pick, n, w, r0, r1);
+}
+
 void product(const struct lane *l, const struct batch *b, float *y, size_t ldy, enum act a,
              const uint32_t *pick, size_t n, const struct matrix *w, size_t r0, size_t r1)
 {
     struct input in = {act_floats(b, a), act_width(b->m->cfg, a), a};
-    all_parts(l, b, y, ldy, &in, pick, n, w, r0, r1);
+    observed(l, b, y, ldy, &in, pick, n, w, r0, r1);
 }
 
 void linear_act(const struct lane *l, const struct batch *b, float *y, size_t ldy, enum act a,
@@ -146,7 +153,14 @@ void linear(const struct lane *l, const struct batch *b, float *y, size_t ldy, c
     struct input in = {x, ldx, N_ACTS};
     size_t r0, r1;
     lane_split(l, w->rows, w->n_parts > 0 ? ROW_UNIT : 1, &r0, &r1);
-    all_parts(l, b, y, ldy, &in, NULL, n, w, r0, r1);
+    observed(l, b, y, ldy, &in, NULL, n, w, r0, r1);
+}
+
+void linear_alone(const struct lane *l, const struct batch *b, float *y, const float *x,
+                  const struct matrix *w)
+{
+    struct input in = {x, w->cols, N_ACTS};
+    all_parts(l, b, y, w->rows, &in, NULL, 1, w, 0, w->rows);
 }
 
 /* ------------------------------------------------------------------ which integers a model needs */

@@ -424,6 +424,7 @@ struct batch {
     float *iq, *iw;          /* [cap][index_heads*index_dim], [cap][index_heads] */
     uint32_t *piece;         /* [cap + lanes][piece_words] what lanes found best (indexer.c) */
     size_t *piece_end;       /* [lanes] where the scored units of a lane end */
+    size_t *unit_end;        /* [cap] where those of a row end */
     uint32_t *sel, *n_sel;   /* [cap][index_topk], [cap]: chosen entries, ascending */
     uint32_t *cand, *n_cand; /* [cap][candidate_blocks], [cap] */
 
@@ -528,6 +529,9 @@ void engram(const struct lane *l, struct batch *b, const struct layer *L);
 /* y[i] = W x_i, rows of W split over lanes; no barrier, so that several can share one phase. */
 void linear(const struct lane *l, const struct batch *b, float *y, size_t ldy, const float *x,
             size_t ldx, size_t n, const struct matrix *w);
+/* One row by this lane alone: small matrices of which a phase of their own would cost more. */
+void linear_alone(const struct lane *l, const struct batch *b, float *y, const float *x,
+                  const struct matrix *w);
 
 /* The same for an input that is quantized in the fast mode: act_ready() has been called for its rows. */
 void linear_act(const struct lane *l, const struct batch *b, float *y, size_t ldy, enum act a,
