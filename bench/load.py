@@ -103,6 +103,7 @@ def streams(a, host):
         a.clients, seconds, len(out["done"]), len(out["errors"]), tokens / seconds))
     b = sorted(out["between"])
     if b:
+        print("decoding: %.1f tokens/s together" % (a.clients / statistics.mean(b)))
         median = statistics.median(b)
         p99 = b[int(len(b) * 0.99)]
         print("between tokens: median %.1f ms, p99 %.1f ms (%.1f times), most %.1f ms; first token: median %.0f ms" % (
@@ -130,6 +131,7 @@ def leave(host, i, delay):
 
 
 def hangups(a, host):
+    before = metric(host, "cancelled_total")
     begun = time.time()
     n = 0
     while time.time() - begun < a.seconds:
@@ -142,7 +144,7 @@ def hangups(a, host):
             break
         time.sleep(0.1)
     print("%d hang-ups in %.0f s; %.0f seen; afterwards %d running, %d queued, %d kept sequences of %.1f MB" % (
-        n, time.time() - begun, metric(host, "cancelled_total"), slots["running"], slots["queued"],
+        n, time.time() - begun, metric(host, "cancelled_total") - before, slots["running"], slots["queued"],
         slots["cached_sequences"], slots["cached_bytes"] / 1e6))
     return slots["running"] == 0 and slots["queued"] == 0
 

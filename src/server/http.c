@@ -135,6 +135,7 @@ static void take_body(struct exchange *x, const char *data, size_t len)
     dsv4_err err;
     struct failure f;
     size_t max = x->server->opt->max_body;
+    http_again(x->server->http); /* more may have come already */
     if (x->status)
         return; /* refused already: the rest is thrown away */
     if (len > max - x->body.len) {
@@ -382,11 +383,12 @@ static bool idle(const struct http *h)
            h->phase[PHASE_REPLY].next == &h->phase[PHASE_REPLY];
 }
 
+/* Waits, unless the last turn left something to do, and works. */
 static int turn(struct http *h, int timeout, dsv4_err *err)
 {
     struct pollfd p[2] = {{.fd = h->epoll, .events = POLLIN}, {.fd = h->wake, .events = POLLIN}};
     uint64_t n;
-    if (poll(p, 2, timeout) < 0 && errno != EINTR)
+    if (poll(p, 2, h->progress ? 0 : timeout) < 0 && errno != EINTR)
         return err_errno(err, DSV4_FAILED, "sockets", "wait for");
     if (p[1].revents & POLLIN)
         (void)!read(h->wake, &n, sizeof n);

@@ -2,7 +2,7 @@
 
 import json
 
-from server.common import OTHER_TOOL, TOOL, chat, eq, events, test
+from server.common import OTHER_TOOL, TOOL, Server, chat, eq, events, test
 
 
 @test
@@ -199,3 +199,23 @@ def responses_shapes(s):
     eq("".join(e["delta"] for e in ev if e["type"] == "response.output_text.delta"),
        "The capital of Cuba is Havana.")
     eq(ev[-1]["response"]["output"][0]["content"], r["output"][0]["content"])
+
+
+@test
+def endless(_):
+    """A model that does not stop: a block of calls, and a text that only repeats itself, have an end."""
+    s = Server("--block-limit", "24", "--loop-limit", "64")
+    try:
+        letter = s.post("/tokenize", {"content": "a"})[2]["tokens"][0]
+        tool = {"type": "function", "function": {"name": "write", "parameters": {
+            "type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}}}
+        r = s.post("/v1/chat/completions", chat("Write.", tools=[tool], tool_choice="required", max_tokens=2000,
+                                                logit_bias={str(letter): 90}))[2]
+        assert r["usage"]["completion_tokens"] < 60, r["usage"]
+        assert "DSML" not in json.dumps(r), r
+        r = s.post("/v1/completions", {"prompt": "Once", "max_tokens": 5000, "ignore_eos": True,
+                                       "logit_bias": {str(letter): 100}})[2]
+        assert r["usage"]["completion_tokens"] < 200, r["usage"]
+        eq(s.metric("loops_total"), 1)
+    finally:
+        eq(s.stop(), 0)

@@ -1,6 +1,8 @@
 """Bodies that are not what they should be, and texts that must stay texts."""
 
+import concurrent.futures
 import json
+import time
 
 from server.common import OTHER_TOOL, Server, TOOL, chat, eq, parse, test
 
@@ -100,6 +102,52 @@ def size_limits(_):
         eq(s.get("/health")[0], 200)
     finally:
         eq(s.stop(), 0)
+
+
+@test
+def absurd_sizes(s):
+    """Refused by limits that are known before any work is done."""
+    one = '{"role":"user","content":"x"}'
+    many = {"100,000 messages": '{"messages":[%s]}' % ",".join([one] * 100000),
+            "10,000 tools": '{"messages":[%s],"tools":[%s]}' % (one, ",".join([json.dumps(TOOL)] * 10000)),
+            "200,000 members": "{%s}" % ",".join('"k%d":0' % i for i in range(200000)),
+            "a message of 6 MB": json.dumps(chat("word " * 1200000)),
+            "2^31 tokens wanted": json.dumps(chat(max_tokens=2 ** 31))}
+    for name, body in many.items():
+        status, _, r = s.post("/v1/chat/completions", body.encode(), timeout=120)
+        assert status == 400, (name, status, r)
+    eq(s.request("POST", "/tokenize", b"", {"Content-Length": str(64 << 20)})[0], 413)
+    for prompt, expected in (("", 200), (" \n\t ", 200), ([], 400), ([[]], 400), ([0] * 16383, 200)):
+        status, _, r = s.post("/v1/completions", {"prompt": prompt, "max_tokens": 1, "cache_prompt": False})
+        assert status == expected, (str(prompt)[:20], status, r)
+
+
+@test
+def schema_bombs(s):
+    """Schemas and grammars that are cheap to write: refused, or compiled in bounded time, beside other requests."""
+    options = {"p%d" % i: {"type": "string"} for i in range(94)}
+    deep = {"type": "string"}
+    for _ in range(60):
+        deep = {"type": "object", "properties": {"a": deep, "b": deep}}
+    bombs = [{"$ref": "#"}, {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+             {"enum": ["x%d" % i for i in range(100000)]}, {"type": "string", "pattern": "(a+)+b"},
+             {"type": "string", "pattern": "(((a{1,99}){1,99}){1,99}){1,99}"},
+             {"type": "string", "pattern": "[\\u0000-\\uffff]{1,100000}"}, {"type": "object", "properties": options},
+             {"type": "string", "minLength": 10 ** 9}, {"type": "array", "minItems": 10 ** 9, "items": {}}]
+    text = json.dumps(chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": "BOMB"}}))
+    texts = [text.replace('"BOMB"', json.dumps(b)) for b in bombs]
+    texts.append(json.dumps(chat(grammar="root ::= " + "(" * 50000)))
+    texts.append(json.dumps(chat(grammar="root ::= root")))
+    texts.append(json.dumps(chat(grammar='root ::= ("a"{1,999}){1,999}')))
+    for body in texts:
+        begun = time.time()
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            bomb = pool.submit(s.post, "/v1/chat/completions", {**json.loads(body), "max_tokens": 2})
+            other = pool.submit(s.post, "/v1/chat/completions", chat())
+            status, _, r = bomb.result()
+            assert status in (200, 400), (body[:200], status, r)
+            eq(other.result()[2]["choices"][0]["message"]["content"], "The capital of Cuba is Havana.")
+        assert time.time() - begun < 20, body[:200]
 
 
 @test

@@ -171,3 +171,22 @@ def only_one_listens(s):
                 listening.append(f[1])
     eq(listening, ["%s:%04X" % (socket.inet_aton("127.0.0.1")[::-1].hex().upper(), s.port)])
     idle(s)
+
+
+@test
+def log_lines(_):
+    """A line a request, whatever it contains; nothing of what was said, and no key."""
+    s = Server("--log", "json", "--api-key", "secret-key-1")
+    key = {"Authorization": "Bearer secret-key-1"}
+    s.post("/v1/chat/completions", chat("private words"), headers=key)
+    s.get("/no%0a%1b[31m\"such", headers=key)
+    s.get('/a"b\\c', headers=key)
+    s.raw(b"GET /\x1b]52;c;x\x07 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    s.get("/v1/models", headers={"Authorization": "Bearer secret-key-2"})
+    eq(s.stop(), 0)
+    text = s.text()
+    assert b"private" not in text and b"Havana" not in text and b"secret" not in text, text
+    assert not set(text) & (set(range(0x20)) - {0x0A}), text
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith(b"{")]
+    eq([r["status"] for r in lines if r.get("path") == "/v1/models"], [401])
+    assert len(lines) >= 4, text
