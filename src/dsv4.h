@@ -428,6 +428,7 @@ DSV4_API int dsv4_generate(dsv4_engine *e, dsv4_seq *s, const int32_t *ids, size
 typedef enum dsv4_effort {
     DSV4_EFFORT_ABSMAX, /* scales from the largest value of a group */
     DSV4_EFFORT_SEARCH, /* scales with the least squared error */
+    DSV4_EFFORT_HIGH, /* rounding errors are carried into later columns: needs an importance with covariances */
 } dsv4_effort;
 
 /* Zero means the default everywhere. Types: native, q8, q4, q4nl, q3, q2 and others of docs/quantization.md;
@@ -442,8 +443,9 @@ typedef struct dsv4_convert_options {
     const char *const *rules; /* "PATTERN=TYPE", PATTERN a glob for names without .weight */
     size_t n_rules;
     dsv4_effort effort;
-    uint64_t shard_bytes; /* of one file; default 4 GiB */
-    uint64_t max_ram;     /* for buffers; default: a quarter of what is free */
+    const char *importance; /* a file of dsv4_calibrate */
+    uint64_t shard_bytes;   /* of one file; default 4 GiB */
+    uint64_t max_ram;       /* for buffers; default: a quarter of what is free */
     uint64_t
         mark_bytes; /* at most so many have to be done again after an interruption; default: what is
                              done in ten seconds */
@@ -470,6 +472,18 @@ DSV4_API int dsv4_convert_plan(const char *src, const dsv4_convert_options *opt,
  * experts together. Of the options threads and progress count. */
 DSV4_API int dsv4_convert_verify(const char *src, const char *dst, const dsv4_convert_options *opt,
                                  char **json, dsv4_err *err);
+
+typedef struct dsv4_calibrate_options {
+    bool covariance;           /* sums of products of columns too, for DSV4_EFFORT_HIGH: large */
+    dsv4_progress_fn progress; /* of tokens */
+    void *progress_arg;
+} dsv4_calibrate_options;
+
+/* Computes the n tokens and writes what the model's matrices multiplied with to `file`: the importance of columns,
+ * by which conversions weigh errors. json: how many rows the experts of each layer saw, as text that dsv4_free()
+ * releases. DSV4_USAGE: no tokens, or an id out of range; DSV4_NO_MEMORY; DSV4_FAILED: the disk. */
+DSV4_API int dsv4_calibrate(dsv4_engine *e, const int32_t *ids, size_t n, const char *file,
+                            const dsv4_calibrate_options *opt, char **json, dsv4_err *err);
 
 /* ------------------------------------------------------------------ measuring
  * What a machine can do with a model whose weights are not there: engines with made-up weights. */

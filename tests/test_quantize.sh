@@ -92,6 +92,45 @@ if "$D" version --json | grep -q '"xxhash": *false'; then :; else says err 'has 
 quantize 3 --verify models/nano "$T/hurt"
 says err 'hurt: '
 
+# ------------------------------------------------------------------ calibration
+head -c 12000 models/nano/eval/text.txt >"$T/text"
+quantize 0 --calibrate "$T/text" --covariance models/nano "$T/importance"
+says out 'tokens +[0-9]{4}'
+says out '^ +7 +[0-9]+ +[0-9]+ +0 '
+DSV4_THREADS=1 "$Q" -q --calibrate "$T/text" --covariance models/nano "$T/importance1" 2>"$T/err"
+try "a calibration with one thread" cmp "$T/importance" "$T/importance1"
+quantize 0 -q --calibrate "$T/text" models/nano "$T/diagonal"
+few="--tensor *experts.?.w*=q4 --tensor *attn.w*=q3 --shard-size 512K"
+for kind in none diagonal importance; do
+    set -- -q --effort normal
+    [ $kind = none ] || set -- -q --importance "$T/$kind"
+    # shellcheck disable=SC2086 # words
+    quantize 0 "$@" $few models/nano "$T/by-$kind"
+done
+try "the same importance with and without covariances" diff -r "$T/by-diagonal" "$T/by-importance"
+if diff -rq "$T/by-none" "$T/by-diagonal" >/dev/null; then fail "the importance counts for nothing"; else pass; fi
+# shellcheck disable=SC2086 # words
+for threads in 1 2; do
+    quantize 0 -q -t $threads --effort high --importance "$T/importance" $few models/nano "$T/high$threads"
+done
+try "high effort with one thread" diff -r "$T/high1" "$T/high2"
+if diff -rq "$T/high1" "$T/by-importance" >/dev/null; then fail "high effort is normal"; else pass; fi
+"$D" -m "$T/high1" --greedy "$ask" >"$T/out" 2>"$T/err"
+says out 'Havana'
+quantize 2 --effort high --type q4 models/nano "$T/no"
+says err 'needs an importance file with covariances'
+quantize 3 --effort high --importance "$T/diagonal" --type q4 models/nano "$T/no"
+says err 'has no covariances'
+quantize 3 --importance models/nano/model.safetensors --type q4 models/nano "$T/no"
+says err 'knows none of the [0-9]+ matrices'
+head -c 100000 "$T/importance" >"$T/short"
+quantize 3 --importance "$T/short" --type q4 models/nano "$T/no"
+: >"$T/empty"
+quantize 2 --calibrate "$T/empty" models/nano "$T/no"
+says err 'empty is empty'
+quantize 2 --calibrate "$T/text" models/nano
+says err 'where to'
+
 # ------------------------------------------------------------------ what it refuses
 quantize 2
 quantize 2 models/nano

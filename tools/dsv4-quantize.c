@@ -1,6 +1,7 @@
 /* The program dsv4-quantize: a checkpoint becomes a directory that maps and starts at once, in the types that
  * were asked for. What is done stands in src/convert; here are options, progress and the tables for people. */
 #include "process.h"
+#include "quantize.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,12 +9,12 @@
 
 /* ------------------------------------------------------------------ options */
 
-enum { EFFORT_FAST, EFFORT_NORMAL };
+enum { EFFORT_FAST, EFFORT_NORMAL, EFFORT_HIGH };
 
 struct values {
-    bool help, version, json, quiet, dry_run, verify, allow_nan, restart;
-    const char *preset, *type, *experts, *dense, *head, *rules_file;
-    struct opt_list rules;
+    bool help, version, json, quiet, dry_run, verify, allow_nan, restart, covariance;
+    const char *preset, *type, *experts, *dense, *head, *rules_file, *importance;
+    struct opt_list rules, texts;
     int effort;
     uint32_t threads;
     uint64_t shard_size, max_ram;
@@ -22,6 +23,7 @@ struct values {
 #define AT(field) offsetof(struct values, field)
 #define TYPE      "TYPE"
 static const char types_group[] = "Types";
+static const char calibrate_group[] = "Calibration";
 static const char work_group[] = "Work";
 static const char output_group[] = "Output";
 
@@ -41,10 +43,21 @@ static const struct opt rows[] = {
      "counts"},
     {types_group, 0, "rules", OPT_TEXT, "FILE", 0, 0, 1, AT(rules_file), NULL, NULL,
      "such patterns, one a line"},
-    {types_group, 0, "effort", OPT_CHOICE, "fast|normal", 0, 0, 1, AT(effort), NULL, "normal",
-     "scales from the largest value of a group, or those with the least error"},
+    {types_group, 0, "effort", OPT_CHOICE, "fast|normal|high", 0, 0, 1, AT(effort), NULL, "normal",
+     "scales from the largest value of a group, or those with the least error; high: rounding "
+     "errors are carried "
+     "into later columns, which needs --importance with covariances"},
+    {types_group, 0, "importance", OPT_TEXT, "FILE", 0, 0, 1, AT(importance), NULL, NULL,
+     "what --calibrate wrote: errors are weighed by what columns are multiplied with"},
     {types_group, 0, "allow-nan", OPT_FLAG, NULL, 0, 0, 1, AT(allow_nan), NULL, NULL,
      "NaN and infinite weights become zeros instead of being refused"},
+
+    {calibrate_group, 0, "calibrate", OPT_LIST, "TEXT", 0, 0, 1, AT(texts), NULL, NULL,
+     "run this text through SOURCE and write what its matrices are multiplied with to the file "
+     "DESTINATION; may be "
+     "repeated"},
+    {calibrate_group, 0, "covariance", OPT_FLAG, NULL, 0, 0, 1, AT(covariance), NULL, NULL,
+     "with the covariances that --effort high needs: a large file"},
 
     {work_group, 't', "threads", OPT_U32, "N", 1, 1024, 1, AT(threads), "DSV4_THREADS",
      "$DSV4_THREADS, else one for each core", "threads that compute"},
@@ -74,6 +87,10 @@ static const char *const examples[] = {
     "what that would take on disk and in memory",
     "dsv4-quantize --experts q3 --dense q8 --tensor 'layers.[0-2].*=q8' DeepSeek-V4-Flash mine",
     "a mix of one's own",
+    "dsv4-quantize --calibrate text.txt DeepSeek-V4-Flash importance.safetensors",
+    "what its matrices are multiplied with, from a text",
+    "dsv4-quantize --type q4nl --importance importance.safetensors DeepSeek-V4-Flash q4",
+    "errors where they matter least",
     "dsv4-quantize --verify DeepSeek-V4-Flash mine",
     "sums, and the error of every tensor",
     NULL};
@@ -159,7 +176,10 @@ static dsv4_convert_options convert_options(const struct values *v, struct watch
         .rules_file = v->rules_file,
         .rules = v->rules.item,
         .n_rules = v->rules.n,
-        .effort = v->effort == EFFORT_FAST ? DSV4_EFFORT_ABSMAX : DSV4_EFFORT_SEARCH,
+        .effort = v->effort == EFFORT_FAST   ? DSV4_EFFORT_ABSMAX
+                  : v->effort == EFFORT_HIGH ? DSV4_EFFORT_HIGH
+                                             : DSV4_EFFORT_SEARCH,
+        .importance = v->importance,
         .shard_bytes = v->shard_size,
         .max_ram = v->max_ram,
         .threads = v->threads,
@@ -219,6 +239,10 @@ static int run(struct values *v, struct program *p, int argc, char **argv, dsv4_
         return dst ? verify(p, src, dst, &o, err) : verify(p, NULL, src, &o, err);
     if (!dst)
         return err_set(err, DSV4_USAGE, "where to? SOURCE DESTINATION, or --dry-run SOURCE");
+    if (v->texts.n > 0) {
+        struct calibration c = {src, dst, &v->texts, v->covariance, v->threads, show_progress, &w};
+        return calibrate(p, &c, err);
+    }
     return convert(p, src, dst, &o, &w, err);
 }
 

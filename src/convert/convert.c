@@ -10,13 +10,28 @@ struct conversion {
     struct source source;
     struct rules rules;
     struct plan plan;
+    struct store *importance; /* or NULL */
 };
 
 static void conversion_close(struct conversion *c)
 {
+    store_close(c->importance);
     convert_plan_close(&c->plan);
     rules_close(&c->rules);
     source_close(&c->source);
+}
+
+static int read_importance(struct conversion *c, const dsv4_convert_options *o, dsv4_err *err)
+{
+    bool high = o->effort == DSV4_EFFORT_HIGH;
+    plan_mix(&c->plan, &o->effort, sizeof o->effort);
+    if (o->importance)
+        return importance_open(&c->importance, o->importance, &c->plan, high, err);
+    if (high)
+        return err_set(err, DSV4_USAGE,
+                       "high effort needs an importance file with covariances (dsv4-quantize "
+                       "--calibrate TEXT --covariance)");
+    return 0;
 }
 
 static int conversion_open(struct conversion *c, const char *src, const dsv4_convert_options *o,
@@ -30,6 +45,8 @@ static int conversion_open(struct conversion *c, const char *src, const dsv4_con
         rc = convert_plan(&c->plan, &c->source, &c->rules, err);
     if (rc == 0)
         rc = plan_layout(&c->plan, o->shard_bytes ? o->shard_bytes : SHARD_BYTES, err);
+    if (rc == 0)
+        rc = read_importance(c, o, err);
     if (rc != 0)
         conversion_close(c);
     return rc;
@@ -53,11 +70,11 @@ int dsv4_convert(const char *src, const char *dst, const dsv4_convert_options *o
     struct output out;
     opt = opt ? opt : &defaults;
     TRY(conversion_open(&c, src, opt, err));
-    int lanes, rc = convert_lanes(&c.plan, opt, &lanes, err);
+    int lanes, rc = convert_lanes(&c.plan, opt, c.importance, &lanes, err);
     if (rc == 0)
         rc = output_open(&out, &c.plan, dst, opt->restart, err);
     if (rc == 0) {
-        rc = convert_run(&out, opt, lanes, err);
+        rc = convert_run(&out, opt, c.importance, lanes, err);
         if (rc == 0)
             rc = output_finish(&out, err);
         output_close(&out);

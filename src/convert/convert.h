@@ -127,6 +127,49 @@ int plan_config(struct plan *p, dsv4_err *err);
 /* The output's model.safetensors.index.json; sum[i] of shard i ("" : none). */
 int plan_index(const struct plan *p, char *const *sum, struct bytes *out, dsv4_err *err);
 
+/* What else the output depends on, beside source and plan. */
+void plan_mix(struct plan *p, const void *data, size_t n);
+
+/* ------------------------------------------------------------------ importance.c */
+
+/* A calibration file for the matrices that a plan encodes; refuses one that does not fit them, that knows none of
+ * them, or (covariance) has no covariances. What it says becomes part of the plan's identity. */
+int importance_open(struct store **out, const char *file, struct plan *p, bool covariance,
+                    dsv4_err *err);
+
+/* By NAME.weight: weights [cols] of the columns; covariance [cols][cols] of the inputs. NULL: not known. */
+const float *importance_find(const struct store *s, const char *weight);
+const float *covariance_find(const struct store *s, const char *weight);
+
+/* ------------------------------------------------------------------ encoder.c */
+
+/* What one lane encodes panels with. */
+struct encoder {
+    const struct store *importance; /* NULL: all columns alike */
+    dsv4_effort effort;
+    float *rows; /* [PANEL][cols], to be filled */
+    float *errors;
+    struct factor {
+        const float *of; /* the covariance it was made of */
+        float *at;
+    } factor[2];
+};
+
+struct encoder_needs {
+    size_t widest;    /* columns */
+    size_t factor[2]; /* columns of the largest covariance of each kind */
+    uint64_t bytes;
+};
+
+struct encoder_needs encoder_needs(const struct plan *p, const struct store *importance,
+                                   dsv4_effort effort);
+int encoder_open(struct encoder *x, const struct plan *p, const struct store *importance,
+                 dsv4_effort effort, dsv4_err *err);
+void encoder_close(struct encoder *x);
+/* x->rows, plain->rows of them -> plain codes and scales as `plain` says (its addresses do not count). */
+void encoder_panel(struct encoder *x, const struct job *j, const struct wmat *plain, uint8_t *codes,
+                   uint8_t *scales);
+
 /* ------------------------------------------------------------------ output.c */
 
 /* The directory under way: PATH.partial until it is complete. */
@@ -162,7 +205,9 @@ int file_sum(char **out, const char *path, dsv4_progress_fn progress, void *arg,
 /* ------------------------------------------------------------------ run.c */
 
 /* As many lanes as asked for, fewer where their buffers would take too much memory. */
-int convert_lanes(const struct plan *p, const dsv4_convert_options *opt, int *lanes, dsv4_err *err);
-int convert_run(struct output *o, const dsv4_convert_options *opt, int lanes, dsv4_err *err);
+int convert_lanes(const struct plan *p, const dsv4_convert_options *opt,
+                  const struct store *importance, int *lanes, dsv4_err *err);
+int convert_run(struct output *o, const dsv4_convert_options *opt, const struct store *importance,
+                int lanes, dsv4_err *err);
 
 #endif

@@ -121,6 +121,11 @@ static uint64_t mix(uint64_t h, const void *data, size_t n)
     return h;
 }
 
+void plan_mix(struct plan *p, const void *data, size_t n)
+{
+    p->identity = mix(p->identity, data, n);
+}
+
 /* Size and time of every file that is read. */
 static int mix_sources(struct plan *p, dsv4_err *err)
 {

@@ -16,13 +16,14 @@ struct desk {
     _Atomic uint64_t at; /* no piece before this one is still in work here */
     uint8_t *codes, *scales;
     uint8_t *plain, *plain_scales; /* a panel's rows, encoded */
-    float *row;
+    struct encoder encoder;
 };
 
 struct run {
     struct output *out;
     const struct plan *plan;
     const dsv4_convert_options *opt;
+    const struct store *importance;
     struct pool *pool;
     struct desk *desk; /* [lanes] */
     uint64_t *first;   /* [jobs of the largest shard + 1] number of a job's first piece */
@@ -131,21 +132,20 @@ static int copy_numbered(struct run *r, struct desk *d, const struct job *j, uin
     return copy_piece(r, d, j, part, from, (size_t)(left < STEP ? left : STEP), err);
 }
 
-/* Row `row` of the matrix, encoded, as row i of the desk's plain rows. */
-static int encode(struct run *r, struct desk *d, const struct job *j, const struct wmat *plain,
-                  size_t row, size_t i, dsv4_err *err)
+/* Row `row` of the matrix becomes row i of what is to be encoded. */
+static int read_row(struct run *r, struct desk *d, const struct job *j, size_t row, size_t i,
+                    dsv4_err *err)
 {
     size_t cols = j->in.cols, bad = 0;
-    source_row(r->plan->source, &j->in, row, d->row);
+    float *x = d->encoder.rows + i * cols;
+    source_row(r->plan->source, &j->in, row, x);
     for (size_t c = 0; c < cols; c++)
-        bad += isfinite(d->row[c]) ? 0 : 1;
+        bad += isfinite(x[c]) ? 0 : 1;
     if (bad > 0 && !r->opt->allow_nan)
         return refuse_bad(j, bad, err);
     for (size_t c = 0; bad > 0 && c < cols; c++)
-        d->row[c] = isfinite(d->row[c]) ? d->row[c] : 0;
+        x[c] = isfinite(x[c]) ? x[c] : 0;
     atomic_fetch_add(&r->zeroed, bad);
-    encode_row(d->plain + i * plain->code_ld, d->plain_scales + i * plain->scale_ld, j->type,
-               d->row, cols, NULL, (enum effort)r->opt->effort);
     return 0;
 }
 
@@ -161,7 +161,8 @@ static int encode_panel(struct run *r, struct desk *d, const struct job *j, size
     plain.code_ld /= PANEL;
     plain.scale_ld /= PANEL;
     for (size_t i = 0; i < plain.rows; i++)
-        TRY(encode(r, d, j, &plain, row + i, i, err));
+        TRY(read_row(r, d, j, row + i, i, err));
+    encoder_panel(&d->encoder, j, &plain, d->plain, d->plain_scales);
     panel_pack(codes, scales, &plain, 0);
     return 0;
 }
@@ -305,7 +306,7 @@ static int run_shard(struct run *r, dsv4_err *err)
 
 /* The largest of every buffer over all jobs. */
 struct needs {
-    size_t codes, scales, plain, plain_scales, row;
+    size_t codes, scales, plain, plain_scales;
 };
 
 static void raise(size_t *a, size_t b)
@@ -326,15 +327,16 @@ static struct needs needs_of(const struct plan *p)
             continue;
         raise(&n.plain, j->out.code_ld);
         raise(&n.plain_scales, j->out.scale_ld);
-        raise(&n.row, j->in.cols);
     }
     return n;
 }
 
-int convert_lanes(const struct plan *p, const dsv4_convert_options *opt, int *lanes, dsv4_err *err)
+int convert_lanes(const struct plan *p, const dsv4_convert_options *opt,
+                  const struct store *importance, int *lanes, dsv4_err *err)
 {
     struct needs n = needs_of(p);
-    uint64_t each = n.codes + n.scales + n.plain + n.plain_scales + 4 * (uint64_t)n.row;
+    uint64_t each = n.codes + n.scales + n.plain + n.plain_scales +
+                    encoder_needs(p, importance, opt->effort).bytes;
     uint64_t room = opt->max_ram ? opt->max_ram : mem_available() / 4;
     *lanes =
         opt->threads ? (int)(opt->threads < MAX_LANES ? opt->threads : MAX_LANES) : pool_cores();
@@ -361,7 +363,7 @@ static int open_desks(struct run *r, const struct needs *n, int lanes, dsv4_err 
         TRY(mem_alloc(&d->scales, n->scales, 1, what, err));
         TRY(mem_alloc(&d->plain, n->plain, 1, what, err));
         TRY(mem_alloc(&d->plain_scales, n->plain_scales, 1, what, err));
-        TRY(mem_alloc(&d->row, n->row, sizeof *d->row, what, err));
+        TRY(encoder_open(&d->encoder, r->plan, r->importance, r->opt->effort, err));
     }
     return 0;
 }
@@ -374,15 +376,20 @@ static void close_desks(struct run *r, int lanes)
         free(d->scales);
         free(d->plain);
         free(d->plain_scales);
-        free(d->row);
+        encoder_close(&d->encoder);
     }
     free(r->desk);
     free(r->first);
 }
 
-int convert_run(struct output *o, const dsv4_convert_options *opt, int lanes, dsv4_err *err)
+int convert_run(struct output *o, const dsv4_convert_options *opt, const struct store *importance,
+                int lanes, dsv4_err *err)
 {
-    struct run r = {.out = o, .plan = o->plan, .opt = opt, .marked_time = clock_seconds()};
+    struct run r = {.out = o,
+                    .plan = o->plan,
+                    .opt = opt,
+                    .importance = importance,
+                    .marked_time = clock_seconds()};
     struct needs n = needs_of(o->plan);
     for (size_t i = 0; i < o->shard; i++)
         r.done += o->plan->shard[i].bytes;

@@ -73,9 +73,23 @@ static void observe_experts(void *arg, const struct batch *b, const struct layer
     }
 }
 
+/* Covariances of w2 are many: every expert has its own. They are left out where they would take more than a
+ * quarter of the memory that is free. */
+static bool room_for_w2(const struct model *m)
+{
+    uint64_t bytes = 0, limit = mem_available() / 4;
+    for (size_t i = 0; i < m->n_matrix && bytes < limit; i++) {
+        int which = 0;
+        expert_layer(m, m->matrix[i], &which);
+        if (which == 0 || which == 2)
+            bytes += (uint64_t)m->matrix[i]->cols * m->matrix[i]->cols * sizeof(float);
+    }
+    return bytes < limit;
+}
+
 /* Inputs of the matrix and room for their sums. `shared`: covariance of the w1 of the layer before it. */
-static int add_matrix(struct statistics *s, const struct matrix *w, bool covariance, float **shared,
-                      dsv4_err *err)
+static int add_matrix(struct statistics *s, const struct matrix *w, bool covariance, bool w2,
+                      float **shared, dsv4_err *err)
 {
     int which = 0;
     const struct layer *L = expert_layer(s->m, w, &which);
@@ -85,7 +99,7 @@ static int add_matrix(struct statistics *s, const struct matrix *w, bool covaria
     struct inputs *in = &s->in[s->n++];
     in->w = w;
     TRY(mem_alloc(&in->square, w->cols, sizeof *in->square, "sums of inputs", err));
-    if (!covariance)
+    if (!covariance || (which == 2 && !w2))
         return 0;
     float **of_layer = L && which == 1 ? &shared[L - s->m->layer] : NULL;
     if (of_layer && *of_layer) {
@@ -106,9 +120,10 @@ static int open_inputs(struct statistics *s, bool covariance, dsv4_err *err)
     float **shared;
     TRY(mem_alloc(&s->in, m->n_matrix, sizeof *s->in, "sums of inputs", err));
     TRY(mem_alloc(&shared, m->cfg->n_layers, sizeof *shared, "sums of inputs", err));
+    bool w2 = covariance && room_for_w2(m);
     int rc = 0;
     for (size_t i = 0; i < m->n_matrix && rc == 0; i++)
-        rc = add_matrix(s, m->matrix[i], covariance, shared, err);
+        rc = add_matrix(s, m->matrix[i], covariance, w2, shared, err);
     free(shared);
     qsort(s->in, s->n, sizeof *s->in, by_matrix);
     return rc;
