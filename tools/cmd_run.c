@@ -493,12 +493,7 @@ static int add_nll(void *arg, size_t first, size_t n, const float *logits, dsv4_
     struct measure *m = arg;
     for (size_t i = 0; i < n; i++) {
         const float *row = logits + i * m->width;
-        double top = (double)row[0], sum = 0;
-        for (size_t k = 1; k < m->width; k++)
-            top = (double)row[k] > top ? (double)row[k] : top;
-        for (size_t k = 0; k < m->width; k++)
-            sum += exp((double)row[k] - top);
-        m->nll += top + log(sum) - (double)row[m->next[first + i]];
+        m->nll += row_scale(row, m->width) - (double)row[m->next[first + i]];
     }
     if (!isfinite(m->nll))
         return err_set(err, DSV4_FAILED, "the model's logits are not finite");

@@ -431,10 +431,9 @@ static int measure(struct bench_all *a, struct program *p, dsv4_err *err)
 static int run(struct bench_all *a, struct program *p, int argc, char **argv, dsv4_err *err)
 {
     const struct process_options o = {&options, &a->v, &a->v.help, &a->v.version};
-    int n;
-    bool done;
-    TRY(process_parse(&o, &p->term, argc, argv, &n, &done, err));
-    if (done)
+    struct process_parsed parsed;
+    TRY(process_parse(&o, &p->term, argc, argv, &parsed, err));
+    if (parsed.done)
         return 0;
     p->term.quiet = a->v.quiet;
     if (a->v.json && a->v.csv)

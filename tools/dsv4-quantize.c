@@ -224,15 +224,14 @@ static int run(struct values *v, struct program *p, int argc, char **argv, dsv4_
 {
     struct process_options parse = {&options, v, &v->help, &v->version};
     struct watch w = {.p = p};
-    bool done;
-    int n;
-    TRY(process_parse(&parse, &p->term, argc, argv, &n, &done, err));
-    if (done)
+    struct process_parsed parsed;
+    TRY(process_parse(&parse, &p->term, argc, argv, &parsed, err));
+    if (parsed.done)
         return 0;
     p->term.quiet = v->quiet;
     p->a.json = v->json;
     dsv4_convert_options o = convert_options(v, &w);
-    const char *src = argv[1], *dst = n > 1 ? argv[2] : NULL;
+    const char *src = argv[1], *dst = parsed.n_args > 1 ? argv[2] : NULL;
     if (v->dry_run)
         return dry_run(p, src, &o, err);
     if (v->verify)

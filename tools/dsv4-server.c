@@ -519,10 +519,9 @@ static int serve(struct setup *s, struct program *p, dsv4_err *err)
 static int run(struct setup *s, struct program *p, int argc, char **argv, dsv4_err *err)
 {
     const struct process_options o = {&options, &s->v, &s->v.help, &s->v.version};
-    int n;
-    bool done;
-    TRY(process_parse(&o, &p->term, argc, argv, &n, &done, err));
-    if (done)
+    struct process_parsed parsed;
+    TRY(process_parse(&o, &p->term, argc, argv, &parsed, err));
+    if (parsed.done)
         return 0;
     p->term.quiet = s->v.quiet;
     TRY(set_up(s, p, err));

@@ -12,18 +12,6 @@ static int (*const run_command[N_COMMANDS])(struct program *p, dsv4_err *err) = 
     cmd_repo,   cmd_info,  cmd_plan,    cmd_topology,   cmd_perplexity,
     cmd_logits, cmd_debug, cmd_version, cmd_completion, cmd_help};
 
-/* Takes the command's name out of argv; without one the default command gets all words. */
-static void find_command(struct program *p, int *argc, char **argv)
-{
-    int at = opt_first_word(&option_table, *argc, argv);
-    int command = at < 0 ? -1 : opt_command_find(&option_table, argv[at]);
-    p->command = command < 0 ? CMD_ASK : (enum command)command;
-    if (command < 0)
-        return;
-    memmove(argv + at, argv + at + 1, (size_t)(*argc - at - 1) * sizeof *argv);
-    --*argc;
-}
-
 /* One word that is almost a command was hardly meant as a question. */
 static int mistyped(const struct program *p, bool named, dsv4_err *err)
 {
@@ -51,8 +39,8 @@ static int check_args(const struct args *a, dsv4_err *err)
 
 static int run(struct program *p, int argc, char **argv, dsv4_err *err)
 {
-    int before = argc;
-    find_command(p, &argc, argv);
+    int command = process_command(&option_table, &argc, argv);
+    p->command = command < 0 ? CMD_ASK : (enum command)command;
     TRY(opt_parse(&option_table, p->command, argc, argv, &p->a, &p->argc, err));
     p->argv = argv;
     p->term.quiet = p->a.quiet;
@@ -65,7 +53,7 @@ static int run(struct program *p, int argc, char **argv, dsv4_err *err)
     if (p->a.version)
         return cmd_version(p, err);
     TRY(opt_count_args(&option_table, p->command, p->argc, p->argv, err));
-    TRY(mistyped(p, argc != before, err));
+    TRY(mistyped(p, command >= 0, err));
     TRY(check_args(&p->a, err));
     return run_command[p->command](p, err);
 }

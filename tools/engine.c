@@ -92,6 +92,7 @@ dsv4_options engine_options(struct program *p)
     const struct args *a = &p->a;
     return (dsv4_options){.ctx = a->ctx,
                           .batch = a->batch,
+                          .sequences = a->sequences,
                           .rewind = a->rewind,
                           .threads = a->threads,
                           .cpus = a->cpus,

@@ -49,6 +49,17 @@ void process_begin(struct terminal *t, const char *program)
     terminal_open(t, program);
 }
 
+int process_command(const struct opt_set *set, int *argc, char **argv)
+{
+    int at = opt_first_word(set, *argc, argv);
+    int command = at < 0 ? -1 : opt_command_find(set, argv[at]);
+    if (command < 0)
+        return -1;
+    memmove(argv + at, argv + at + 1, (size_t)(*argc - at - 1) * sizeof *argv);
+    --*argc;
+    return command;
+}
+
 /* What of the table was asked for (`rc`: of making it). */
 static int show(struct terminal *t, int rc, struct bytes *text)
 {
@@ -59,27 +70,29 @@ static int show(struct terminal *t, int rc, struct bytes *text)
 }
 
 int process_parse(const struct process_options *o, struct terminal *t, int argc, char **argv,
-                  int *n_args, bool *done, dsv4_err *err)
+                  struct process_parsed *out, dsv4_err *err)
 {
     static const char completion[] = "--completion=";
     struct bytes text = {0};
-    char **first = argc > 0 ? argv + 1 : argv;
-    *n_args = 0;
-    *done = true;
+    char **word = argc > 0 ? argv + 1 : argv;
+    int n = argc > 0 ? argc - 1 : 0;
+    *out = (struct process_parsed){.done = true};
     /* for whoever installs the program; alone, so that they need no place in its values */
-    if (argc == 2 && strcmp(argv[1], "--man") == 0)
+    if (n == 1 && strcmp(word[0], "--man") == 0)
         return show(t, opt_man(o->set, &text, err), &text);
-    if (argc == 2 && strncmp(argv[1], completion, sizeof completion - 1) == 0)
-        return show(t, opt_completion(o->set, argv[1] + sizeof completion - 1, &text, err), &text);
-    TRY(opt_parse(o->set, 0, argc > 0 ? argc - 1 : 0, first, o->values, n_args, err));
+    if (n == 1 && strncmp(word[0], completion, sizeof completion - 1) == 0)
+        return show(t, opt_completion(o->set, word[0] + sizeof completion - 1, &text, err), &text);
+    int command = o->set->n_commands > 1 ? process_command(o->set, &n, word) : 0;
+    out->command = command < 0 ? 0 : (unsigned)command;
+    TRY(opt_parse(o->set, out->command, n, word, o->values, &out->n_args, err));
     if (*o->version) {
         stream_printf(&t->out, "%s %s\n", o->set->program, o->set->version);
         return 0;
     }
     if (*o->help)
-        return show(t, opt_help(o->set, 0, &text, err), &text);
-    *done = false;
-    return opt_count_args(o->set, 0, *n_args, first, err);
+        return show(t, opt_help(o->set, out->command, &text, err), &text);
+    out->done = false;
+    return opt_count_args(o->set, out->command, out->n_args, word, err);
 }
 
 static int exit_code(int status)

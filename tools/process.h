@@ -10,16 +10,25 @@
  * is opened. `program` names the process in its messages and must stay. */
 void process_begin(struct terminal *t, const char *program);
 
-/* For a program of a single command: parses argv[1..] into `values` (no positional arguments but those the
- * command has; *n_args of them are left at the front of argv[1..]). *done: --help or --version
- * was asked for and has been answered, or --man or --completion=SHELL, each alone. */
+/* Takes the command's name out of argv[0..*argc): its number; -1 when none stands there, and the default
+ * command, 0, gets all words. */
+int process_command(const struct opt_set *set, int *argc, char **argv);
+
+/* Parses argv[1..] into `values`: the command, its options, and its positional arguments, which end up at the
+ * front of argv[1..]. *done: --help or --version was asked for and has been answered, or --man or
+ * --completion=SHELL, each alone. */
 struct process_options {
     const struct opt_set *set;
     void *values;
     const bool *help, *version; /* fields of values */
 };
+struct process_parsed {
+    unsigned command;
+    int n_args;
+    bool done;
+};
 int process_parse(const struct process_options *o, struct terminal *t, int argc, char **argv,
-                  int *n_args, bool *done, dsv4_err *err);
+                  struct process_parsed *out, dsv4_err *err);
 
 /* Last of all: flushes, says what failed (`rc` and `err` of the run), returns the exit code. */
 int process_end(struct terminal *t, int rc, dsv4_err *err);

@@ -17,6 +17,7 @@ struct args {
     const char *model, *tokenizer, *family, *cpus, *numa, *synthetic;
     int revision, cache_quant;
     uint32_t ctx, batch, threads, rewind;
+    uint32_t sequences; /* no option: what a program needs; 0: one */
     uint64_t max_memory;
     bool exact, paged;
     /* conversation */
@@ -237,6 +238,12 @@ void statistics(struct program *p, const dsv4_generated *g);
 int statistics_json(json_t *to, const dsv4_generated *g, dsv4_err *err);
 /* {"id", "text", "logprob", "top": [...]} */
 json_t *logprob_json(const dsv4_tokenizer *t, const dsv4_token *token, size_t n_top);
+
+/* ------------------------------------------------------------------ eval_stats.c */
+
+/* log sum exp of a row of logits, in double: the logarithm of a probability is the logit minus this. Not
+ * finite if a logit is not. */
+double row_scale(const float *logits, size_t n);
 
 /* ------------------------------------------------------------------ report.c */
 
