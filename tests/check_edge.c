@@ -4,6 +4,7 @@
 #include "golden_case.h"
 
 #include <math.h>
+#include <unistd.h>
 
 #define EDGE "../golden-edge/"
 
@@ -33,38 +34,54 @@ static int compare_double(const void *a, const void *b)
 
 /* With quantizers a value on a rounding boundary may fall either way and moves all later rows: the
  * median of the rows and the mean are judged there. */
-START_TEST(logits_of_the_reference)
+static void logits_of(struct golden *g, int which)
 {
-    struct golden g;
-    open_case(&g, _i, 2);
-    size_t n, vocab = g.cfg->vocab;
-    int32_t *ids = golden_prompt(&g, &n);
-    struct cache *c = golden_cache(&g, n);
-    float *logits = golden_run(&g, c, ids, n, NULL, NULL);
-    const struct tensor *want = golden_tensor(&g, "logits");
+    size_t n, vocab = g->cfg->vocab;
+    int32_t *ids = golden_prompt(g, &n);
+    struct cache *c = golden_cache(g, n);
+    float *logits = golden_run(g, c, ids, n, NULL, NULL);
+    const struct tensor *want = golden_tensor(g, "logits");
     ck_assert(want->rank == 2 && want->dim[0] == n && want->dim[1] == vocab);
     double *top = calloc(n, sizeof *top), sum = 0;
     for (size_t i = 0; i < n * vocab; i++) {
         double e = fabs((double)logits[i] - (double)golden_f32(want, i));
-        ck_assert_msg(isfinite(e), "%s: logit %zu is %g", g.dir, i, (double)logits[i]);
+        ck_assert_msg(isfinite(e), "%s: logit %zu is %g", g->dir, i, (double)logits[i]);
         top[i / vocab] = fmax(top[i / vocab], e);
         sum += e;
     }
     qsort(top, n, sizeof *top, compare_double);
     double most = top[n - 1], median = top[n / 2], mean = sum / (double)(n * vocab);
-    printf("   %-12s max %.2e  median row %.2e  mean %.2e\n", cases[_i], most, median, mean);
+    printf("   %-12s max %.2e  median row %.2e  mean %.2e\n", cases[which], most, median, mean);
     fflush(stdout);
-    if (g.quant) {
-        ck_assert_double_le(median, tolerance(&g, "logits_row_max_median"));
-        ck_assert_double_le(mean, tolerance(&g, "logits_mean"));
+    if (g->quant) {
+        ck_assert_double_le(median, tolerance(g, "logits_row_max_median"));
+        ck_assert_double_le(mean, tolerance(g, "logits_mean"));
     } else {
-        ck_assert_double_le(most, tolerance(&g, "logits_abs"));
+        ck_assert_double_le(most, tolerance(g, "logits_abs"));
     }
     free(top);
     free(logits);
     free(ids);
     cache_close(c);
-    golden_close(&g);
+    golden_close(g);
+}
+
+START_TEST(logits_of_the_reference)
+{
+    struct golden g;
+    open_case(&g, _i, 2);
+    logits_of(&g, _i);
+}
+END_TEST
+
+/* Without panels, as weights that are larger than memory are used. */
+START_TEST(logits_from_plain_rows)
+{
+    struct golden g;
+    char name[64];
+    snprintf(name, sizeof name, EDGE "%s", cases[_i]);
+    golden_open_plain(&g, name, 2);
+    logits_of(&g, _i);
 }
 END_TEST
 
@@ -131,12 +148,71 @@ START_TEST(rollback_leaves_no_trace)
 }
 END_TEST
 
+static int load(const struct golden *like, const char *dir, dsv4_err *err)
+{
+    struct store *s;
+    struct model *m = NULL;
+    ck_assert_int_eq(store_open(&s, dir, err), 0);
+    int rc = model_bind(&m, like->cfg, s, like->quant, err);
+    if (rc == 0)
+        rc = weights_load(m, like->pool, NULL, NULL, err);
+    model_close(m);
+    store_close(s);
+    return rc;
+}
+
+/* In a copy of the file one scale after the other is NaN: of matrices that become panels and of those that
+ * stay as they are (v4-odd, whose blocks are 7 x 7). */
+START_TEST(nan_scales_are_refused)
+{
+    struct golden g;
+    dsv4_err err;
+    char dir[] = "/tmp/dsv4-edge.XXXXXX", path[600], *file;
+    size_t len;
+    golden_open(&g, _i ? EDGE "v41-hc16" : EDGE "v4-odd", 2);
+    snprintf(path, sizeof path, "%s/model.safetensors", g.dir);
+    OK(file_read(path, 1 << 24, &file, &len, &err));
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    FILE *f = fopen(path, "w+b");
+    ck_assert(f && fwrite(file, 1, len, f) == len && fflush(f) == 0);
+    OK(load(&g, dir, &err));
+    uint64_t header;
+    memcpy(&header, file, sizeof header);
+    const uint8_t *data = store_at(g.store, 0)->data;
+    for (size_t i = 0; i < store_count(g.store); i++)
+        data = store_at(g.store, i)->data < data ? store_at(g.store, i)->data : data;
+    size_t tried = 0;
+    for (size_t i = 0; i < store_count(g.store); i++) {
+        const struct tensor *t = store_at(g.store, i);
+        if (t->dtype != DTYPE_E8M0 || strncmp(t->name, "layers.", 7) != 0)
+            continue;
+        long at = (long)(sizeof header + header + (size_t)(t->data - data) + t->bytes - 1);
+        ck_assert(fseek(f, at, SEEK_SET) == 0 && fputc(255, f) == 255 && fflush(f) == 0);
+        ck_assert_msg(load(&g, dir, &err) == DSV4_REFUSED, "%s: NaN was taken", t->name);
+        ck_assert_msg(strstr(err.text, "NaN") &&
+                          strncmp(strstr(err.text, "layers."), t->name, strlen(t->name) - 5) == 0,
+                      "%s: %s", t->name, err.text);
+        ck_assert(fseek(f, at, SEEK_SET) == 0 && fputc(file[at], f) != EOF && fflush(f) == 0);
+        tried++;
+    }
+    ck_assert_uint_ge(tried, 12);
+    fclose(f);
+    unlink(path);
+    rmdir(dir);
+    free(file);
+    golden_close(&g);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("edge");
     TCase *t = tcase_create("model");
     tcase_set_timeout(t, 120);
     tcase_add_loop_test(t, logits_of_the_reference, 0, N_CASES);
+    tcase_add_loop_test(t, logits_from_plain_rows, 0, N_CASES);
+    tcase_add_loop_test(t, nan_scales_are_refused, 0, 2);
     tcase_add_loop_test(t, same_bits_in_any_chunks_and_threads, 0, N_CASES);
     tcase_add_loop_test(t, rollback_leaves_no_trace, 0, N_CASES);
     suite_add_tcase(s, t);

@@ -15,11 +15,13 @@ struct golden {
     struct store *store;
     struct model *m;
     struct pool *pool;
-    bool quant;
+    bool quant, plain;
 };
 
 /* Opens tests/golden/NAME. The checks inside fail the running test. */
 void golden_open(struct golden *g, const char *name, int threads);
+/* Weights are used as they lie in the file (--paged). */
+void golden_open_plain(struct golden *g, const char *name, int threads);
 void golden_close(struct golden *g);
 
 const struct tensor *golden_tensor(const struct golden *g, const char *name);

@@ -53,13 +53,6 @@ static int bind_indexer(struct model *m, struct layer *L, dsv4_err *err)
     return bind_vector(m, &x->k_norm, c->index_dim, err, "layers.%u.attn.indexer.k_norm.weight", l);
 }
 
-/* Takes the matrix that was bound last out of the list of those that become panels. */
-static void stay_plain(struct model *m, const struct matrix *w)
-{
-    if (m->n_matrix > 0 && m->matrix[m->n_matrix - 1] == w)
-        m->n_matrix--;
-}
-
 static int bind_attention(struct model *m, struct layer *L, dsv4_err *err)
 {
     const struct config *c = m->cfg;
@@ -73,7 +66,7 @@ static int bind_attention(struct model *m, struct layer *L, dsv4_err *err)
     TRY(bind_matrix(m, &L->wo_a, groups, heads / c->o_groups, err, "layers.%u.attn.wo_a.weight",
                     l));
     if (c->o_lora % ROW_UNIT != 0)
-        stay_plain(m, &L->wo_a); /* its rows are used in groups of o_lora (matrix_packs) */
+        TRY(bind_stay_plain(m, &L->wo_a, err)); /* its rows are used in groups (matrix_packs) */
     TRY(bind_matrix(m, &L->wo_b, c->d, groups, err, "layers.%u.attn.wo_b.weight", l));
     TRY(bind_vector(m, &L->sink, c->n_heads, err, "layers.%u.attn.attn_sink", l));
     if (L->kv_source) {

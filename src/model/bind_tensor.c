@@ -56,6 +56,28 @@ int bind_table(struct model *m, struct wmat *out, uint64_t rows, uint64_t cols, 
     return 0;
 }
 
+/* Packing looks for NaNs; matrices that stay plain are looked at here. */
+static int check_scales(const struct matrix *w, const struct tensor *t, dsv4_err *err)
+{
+    const struct wmat *s = &w->stored;
+    if (!t || (s->format != W_E4M3 && s->format != W_E2M1))
+        return 0;
+    size_t rows = (s->rows + s->block_rows - 1) / s->block_rows;
+    const uint8_t *bad = memchr(s->scales, 255, rows * s->scale_ld);
+    if (!bad)
+        return 0;
+    return err_set(err, DSV4_REFUSED, "%s: the scales of %s: byte %zu is NaN (255)", t->path,
+                   t->stored, (size_t)(bad - s->scales));
+}
+
+int bind_stay_plain(struct model *m, const struct matrix *w, dsv4_err *err)
+{
+    if (m->n_matrix == 0 || m->matrix[m->n_matrix - 1] != w)
+        return 0;
+    m->n_matrix--;
+    return check_scales(w, w->name ? store_find(m->store, w->name) : NULL, err);
+}
+
 int bind_matrix(struct model *m, struct matrix *out, uint64_t rows, uint64_t cols, dsv4_err *err,
                 const char *format, ...)
 {
@@ -71,7 +93,7 @@ int bind_matrix(struct model *m, struct matrix *out, uint64_t rows, uint64_t col
         out->part->w = out->stored;
         out->n_parts = 1;
     } else if (!panel_fits(&out->stored)) {
-        return 0;
+        return check_scales(out, t, err);
     }
     TRY(mem_grow(&m->matrix, &m->cap_matrix, m->n_matrix + 1, sizeof *m->matrix, "a model", err));
     m->matrix[m->n_matrix++] = out;
@@ -112,18 +134,4 @@ bool model_has(const struct model *m, const char *format, ...)
     char name[NAME_CAP];
     FORMAT_NAME(name, format);
     return store_find(m->store, name) != NULL;
-}
-
-int model_check_scales(const struct model *m, bool (*wanted)(const struct tensor *t), dsv4_err *err)
-{
-    for (size_t i = 0; i < store_count(m->store); i++) {
-        const struct tensor *t = store_at(m->store, i);
-        if (t->dtype != DTYPE_E8M0 || (wanted && !wanted(t)))
-            continue;
-        const uint8_t *bad = memchr(t->data, 255, (size_t)t->bytes);
-        if (bad)
-            return err_set(err, DSV4_REFUSED, "%s: %s: the scale at byte %zu is NaN (255)", t->path,
-                           t->stored, (size_t)(bad - t->data));
-    }
-    return 0;
 }

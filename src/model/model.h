@@ -164,6 +164,8 @@ int model_own(struct model *m, void *out_pointer, size_t n, size_t size, const c
 /* One named tensor as a matrix or as a vector of floats (bind_tensor.c). */
 int bind_matrix(struct model *m, struct matrix *out, uint64_t rows, uint64_t cols, dsv4_err *err,
                 const char *name, ...) PRINTF_LIKE(6, 7);
+/* The matrix that was bound last is used as it lies in the checkpoint, whatever its shape. */
+int bind_stay_plain(struct model *m, const struct matrix *w, dsv4_err *err);
 /* A matrix of which single rows are looked up: stays in the checkpoint. */
 int bind_table(struct model *m, struct wmat *out, uint64_t rows, uint64_t cols, dsv4_err *err,
                const char *name, ...) PRINTF_LIKE(6, 7);
@@ -202,10 +204,6 @@ int synthetic_matrix(struct model *m, struct wmat *w, const char *name, uint64_t
 int synthetic_vector(struct model *m, float **out, uint64_t n, const char *name, dsv4_err *err);
 int synthetic_ids(struct model *m, struct layer *L, dsv4_err *err);
 int synthetic_engram(struct model *m, dsv4_err *err);
-
-/* Refuses scales that are NaN (e8m0 255) in the tensors for which `wanted` says so (NULL: all). */
-int model_check_scales(const struct model *m, bool (*wanted)(const struct tensor *t),
-                       dsv4_err *err);
 
 /* f_i = theta^(-2i/r) and YaRN (spec: architecture, section 3), in float32 as the references do. */
 void rope_frequencies(float *f, uint32_t r, double theta, double factor, uint32_t original,
