@@ -312,7 +312,7 @@ ubsan:
 
 # clang, because its OpenMP tells ThreadSanitizer (through libarcher, which lies beside it) what waits for
 # what; gcc's does not. Only the tests that have threads.
-THREADED := system topology session golden $(if $(HAVE_MHD),sched)
+THREADED := system placement topology session golden $(if $(HAVE_MHD),sched)
 tsan: export TSAN_OPTIONS = ignore_noninstrumented_modules=1 halt_on_error=1
 tsan:
 	$(call variant,tsan) CC=$(CLANG) OPT=-O1 SAN=-fsanitize=thread REPLAYS= \
