@@ -35,9 +35,6 @@ void source_row(const struct source *s, const struct wmat *w, size_t r, float *o
  * they are replaced by zeros. */
 size_t bad_values(enum dtype t, const uint8_t *data, size_t n, uint8_t *zeroed);
 
-/* Gives the pages of a range of the mapped source back. */
-void source_done(const uint8_t *p, size_t n);
-
 /* ------------------------------------------------------------------ rules.c */
 
 /* Which type matrices get; later rules win. */

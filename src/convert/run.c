@@ -118,7 +118,7 @@ static int copy_piece(struct run *r, struct desk *d, const struct job *j, int pa
         data = d->codes;
     }
     TRY(output_write(r->out, file_at(r, j->at[part] + from), data, n, err));
-    source_done(all + from, n);
+    store_release(r->plan->source->store, all + from, n);
     atomic_fetch_add(&r->done, n);
     return 0;
 }
@@ -168,11 +168,18 @@ static int encode_panel(struct run *r, struct desk *d, const struct job *j, size
 }
 
 /* The rows r0 .. r1 of the source will not be read again. */
-static void rows_done(const struct job *j, size_t r0, size_t r1)
+static void rows_done(const struct run *r, const struct job *j, size_t r0, size_t r1)
 {
-    size_t unit = j->in.panels ? PANEL : 1;
-    r1 = r1 < j->in.rows ? r1 : (j->in.rows + unit - 1) / unit * unit;
-    source_done(j->in.codes + r0 / unit * j->in.code_ld, (r1 - r0) / unit * j->in.code_ld);
+    const struct wmat *w = &j->in;
+    size_t unit = w->panels ? PANEL : 1, block = w->panels ? PANEL : w->block_rows;
+    r1 = r1 < w->rows ? r1 : w->rows;
+    size_t codes = (r1 + unit - 1) / unit - r0 / unit;
+    store_release(r->plan->source->store, w->codes + r0 / unit * w->code_ld, codes * w->code_ld);
+    if (!w->scales || block == 0)
+        return;
+    size_t scales = (r1 + block - 1) / block - r0 / block;
+    store_release(r->plan->source->store, w->scales + r0 / block * w->scale_ld,
+                  scales * w->scale_ld);
 }
 
 static int panels_piece(struct run *r, struct desk *d, const struct job *j, uint64_t piece,
@@ -198,7 +205,7 @@ static int panels_piece(struct run *r, struct desk *d, const struct job *j, uint
                      err));
     TRY(output_write(r->out, file_at(r, j->at[1] + first * j->out.scale_ld), d->scales, bytes[1],
                      err));
-    rows_done(j, first * PANEL, (first + n) * PANEL);
+    rows_done(r, j, first * PANEL, (first + n) * PANEL);
     atomic_fetch_add(&r->done, bytes[0] + bytes[1]);
     return 0;
 }

@@ -6,8 +6,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 enum { CONFIG_LIMIT = 64 << 20 };
 
@@ -49,14 +47,6 @@ void source_close(struct source *s)
 void source_row(const struct source *s, const struct wmat *w, size_t r, float *out)
 {
     s->k.decode(out, w, r);
-}
-
-void source_done(const uint8_t *p, size_t n)
-{
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t from = ((uintptr_t)p + page - 1) & ~(page - 1), to = ((uintptr_t)p + n) & ~(page - 1);
-    if (from < to)
-        madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
 /* ------------------------------------------------------------------ values that are no numbers */

@@ -131,6 +131,17 @@ static int add(struct verify *v, const char *name, const char *type, uint64_t we
     return 0;
 }
 
+/* The pages of a tensor, and of its scales. */
+static void release(const struct source *s, const char *name)
+{
+    char scale[MATRIX_NAME];
+    const struct tensor *t = store_find(s->store, name);
+    if (t)
+        store_release(s->store, t->data, (size_t)t->bytes);
+    if (scale_name(name, scale, sizeof scale) && (t = store_find(s->store, scale)))
+        store_release(s->store, t->data, (size_t)t->bytes);
+}
+
 static int compare_matrix(struct verify *v, const struct tensor *t, const char *name,
                           const struct wtype *type, dsv4_err *err)
 {
@@ -147,8 +158,8 @@ static int compare_matrix(struct verify *v, const struct tensor *t, const char *
                              wtype_of(&r.w[0]) == wtype_of(&r.w[1])))
         damaged(v, t->name, "is not what the source has");
     TRY(add(v, name, type->name, (uint64_t)r.w[0].rows * r.w[0].cols, &sum, err));
-    source_done(r.w[0].codes, t->bytes);
-    source_done(r.w[1].codes, panel_count(&r.w[1]) * r.w[1].code_ld);
+    release(v->src, t->name);
+    release(v->dst, t->name);
     return 0;
 }
 
@@ -165,8 +176,8 @@ static int compare_copy(struct verify *v, const struct tensor *t, dsv4_err *err)
     if (!same &&
         (d->bytes != t->bytes || bad_values(t->dtype, t->data, (size_t)t->bytes, NULL) == 0))
         damaged(v, t->name, "is not what the source has");
-    source_done(t->data, (size_t)t->bytes);
-    source_done(d->data, (size_t)d->bytes);
+    release(v->src, t->name);
+    release(v->dst, t->name);
     (void)err;
     return 0;
 }

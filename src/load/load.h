@@ -151,6 +151,10 @@ const struct tensor *store_at(const struct store *s, size_t i); /* ascending by 
 uint64_t store_bytes(const struct store *s);                    /* tensor data in all shards */
 size_t store_shards(const struct store *s);
 
+/* n bytes of tensor data will not be read soon: their pages are no longer counted as this process's. What lies in
+ * no shard (memory of the caller) is left alone. */
+void store_release(const struct store *s, const uint8_t *p, size_t n);
+
 /* Reads the pages of the tensors for which `wanted` says so (NULL: all), in the order of the files,
  * so that a slow disk is felt here and not at the first token. `progress` hears of every 64 MB or
  * so and can stop it. */

@@ -253,7 +253,21 @@ void store_close(struct store *s)
     free(s);
 }
 
-/* ------------------------------------------------------------------ reading ahead */
+/* ------------------------------------------------------------------ reading ahead, letting go */
+
+/* Whole pages around the range: a neighbour that is still read finds its page in the system's cache. */
+void store_release(const struct store *s, const uint8_t *p, size_t n)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)p;
+    for (size_t i = 0; i < s->n_shards; i++) {
+        uintptr_t first = (uintptr_t)s->shard[i].data;
+        if (n == 0 || at < first || at - first >= s->shard[i].len)
+            continue;
+        uintptr_t from = at & ~(page - 1);
+        madvise((void *)from, at + n - from, MADV_DONTNEED);
+        return;
+    }
+}
 
 #define STEP ((size_t)64 << 20)
 
