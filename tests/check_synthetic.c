@@ -355,8 +355,8 @@ START_TEST(roofs_of_this_machine)
     dsv4_roof r = {0}, scalar = {0};
     dsv4_options o = {.threads = 2};
     OK(dsv4_roofs(&o, 0.4, &r, &err));
-    ck_assert_msg(r.read > 1e8 && r.read < 1e13, "reads %g bytes/s", r.read);
-    ck_assert_msg(r.copy > 1e8 && r.copy < r.read * 2, "copies %g bytes/s", r.copy);
+    ck_assert_msg(r.read > 1e7 && r.read < 1e13, "reads %g bytes/s", r.read);
+    ck_assert_msg(r.copy > 1e7 && r.copy < 1e13, "copies %g bytes/s", r.copy);
     ck_assert_uint_ge(r.bytes, 1 << 20);
     o.cpus = "nonsense";
     ck_assert_int_eq(dsv4_roofs(&o, 0.1, &r, &err), DSV4_USAGE);
@@ -368,7 +368,7 @@ START_TEST(roofs_of_this_machine)
     ck_assert_int_eq(dsv4_roofs(&o, 0.1, &scalar, &err), DSV4_USAGE);
 #if defined(__x86_64__) && defined(__GNUC__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        ck_assert_msg(r.int8 > 1e9 && r.f32 > 1e9, "%g and %g multiply-adds/s", r.int8, r.f32);
+        ck_assert_msg(r.int8 > 1e7 && r.f32 > 1e7, "%g and %g multiply-adds/s", r.int8, r.f32);
 #endif
 }
 END_TEST
