@@ -97,10 +97,6 @@ def timeless(x):
     return x
 
 
-def without_task(x):
-    return {k: v for k, v in x.items() if k != "task"}
-
-
 def near(a, b, part=1e-6):
     return abs(a - b) <= part * max(abs(a), abs(b), 1e-30)
 
@@ -256,8 +252,6 @@ def interrupted(name, args, stops):
 
 
 def interruptions():
-    with open(at("kept"), "wb"):
-        pass
     args = (TEXT if LONG else at("text3"), "--context", "20", "--against-exact", "--save-logits", at("kept"), "--top", "8")
     interrupted("perplexity", args, [(5, signal.SIGINT), (12, signal.SIGKILL), (20, signal.SIGINT)])
     with open(at("kept"), "rb") as f:
