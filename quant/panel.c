@@ -39,6 +39,7 @@ struct wmat panel_shape(const struct wmat *plain, size_t rows)
 {
     struct wmat w = *plain;
     w.panels = true;
+    w.blocks = NULL;
     w.rows = (uint32_t)rows;
     w.codes = w.scales = NULL;
     w.code_ld = wformat_row_bytes(w.format, w.cols) * PANEL;
@@ -88,8 +89,35 @@ static void interleave(uint8_t *restrict out, const uint8_t *restrict in, size_t
                 out[(u * PANEL + r) * size + i] = in[r * ld + u * size + i];
 }
 
+/* A span of columns at a time becomes plain rows first: panels keep the order of columns. */
+static void pack_blocks(uint8_t *codes, uint8_t *scales, const struct wmat *w, size_t row)
+{
+    enum { SPAN = 256 };
+    uint8_t c[PANEL * SPAN], s[PANEL * SPAN / GROUP * 2];
+    struct wmat span = *w;
+    span.rows = (uint32_t)(w->rows - row < PANEL ? w->rows - row : PANEL);
+    span.blocks = NULL;
+    span.codes = c;
+    span.scales = s;
+    for (size_t at = 0; at < w->cols; at += SPAN) {
+        span.cols = (uint32_t)(w->cols - at < SPAN ? w->cols - at : SPAN);
+        span.code_ld = wformat_row_bytes(w->format, span.cols);
+        span.scale_ld = scale_bytes(&span);
+        for (size_t r = 0; r < span.rows; r++)
+            block_encode_span(c + r * span.code_ld, s + r * span.scale_ld, w, row + r, at,
+                              span.cols);
+        panel_pack(codes, scales, &span, 0);
+        codes += PANEL * span.code_ld;
+        scales += PANEL * span.scale_ld;
+    }
+}
+
 void panel_pack(uint8_t *codes, uint8_t *scales, const struct wmat *plain, size_t row)
 {
+    if (plain->blocks) {
+        pack_blocks(codes, scales, plain, row);
+        return;
+    }
     size_t rows = plain->rows - row < PANEL ? plain->rows - row : PANEL;
     size_t bytes = wformat_row_bytes(plain->format, plain->cols);
     const uint8_t *in = plain->codes + row * plain->code_ld;

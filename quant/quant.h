@@ -62,6 +62,24 @@ void encode_feedback(uint8_t *codes, size_t code_ld, uint8_t *scales, size_t sca
                      const struct wtype *t, const float *x, size_t ldx, size_t rows, size_t cols,
                      const float *factor, float *tmp);
 
+/* ------------------------------------------------------------------ blocks of GGUF files (blocks.c) */
+
+struct block_type;
+/* By its number in GGUF files; NULL: not known. */
+const struct block_type *block_type_of(uint32_t id);
+const char *block_name(const struct block_type *t);
+uint32_t block_cols(const struct block_type *t);
+/* cols is a multiple of block_cols(), here and below. */
+uint64_t block_row_bytes(const struct block_type *t, uint32_t cols);
+/* Rows of blocks as a matrix of the format that its panels will have. */
+struct wmat block_matrix(const struct block_type *t, const uint8_t *data, uint32_t rows,
+                         uint32_t cols);
+void block_decode(const struct block_type *t, float *out, const uint8_t *row, size_t cols);
+/* Columns at .. at + cols of a row of w (multiples of block_cols(), cols at most 256) -> plain codes and scales
+ * of w's format: the same numbers where the format has them, the nearest otherwise. */
+void block_encode_span(uint8_t *codes, uint8_t *scales, const struct wmat *w, size_t row, size_t at,
+                       size_t cols);
+
 /* ------------------------------------------------------------------ panels (panel.c; drawn in simd.h) */
 
 /* Whether a plain matrix can become panels: format, cols, blocks. */

@@ -18,6 +18,8 @@
 
 /* ORDER FORMATS: wformat_name, wformat_row_bytes (dispatch.c), decoders (scalar/decode.c). From W_Q8 on a
  * format has f16 scales, from W_Q4 on a table: new ones of another kind go before these. */
+struct block_type; /* quant/quant.h */
+
 enum wformat {
     W_F32,
     W_F16,
@@ -74,6 +76,8 @@ struct wmat {
     const uint8_t *codes, *scales;
     size_t code_ld, scale_ld; /* bytes from row to row (plain) or from panel to panel */
     const int8_t *table; /* wformat_table() values; a span of at most 32 is faster on some levels */
+    /* Rows are not in the format yet but blocks of a GGUF file, code_ld bytes each: for panel_pack() alone. */
+    const struct block_type *blocks;
 };
 
 const char *wformat_name(enum wformat f);

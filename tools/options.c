@@ -24,7 +24,8 @@ static const struct opt rows[] = {
     {model_group, 'm', "model", OPT_TEXT, "DIR", 0, 0,
      LOADS | TOKENS | C(REPO) | C(PLAN) | C(INFO) | C(TOPOLOGY), AT(model), "DSV4_MODEL",
      "$DSV4_MODEL, else the embedded model",
-     "the model: a directory with config.json, tokenizer.json and safetensors files"},
+     "the model: a directory with config.json, tokenizer.json and safetensors files, or a "
+     "GGUF file of V4"},
     {model_group, 0, "tokenizer", OPT_TEXT, "FILE", 0, 0, TOKENS, AT(tokenizer), NULL,
      "the model's tokenizer.json", "read this tokenizer instead"},
     {model_group, 0, "ctx", OPT_U32, "N", 1, UINT32_MAX, LOADS | C(REPO) | C(PLAN), AT(ctx), NULL,

@@ -114,11 +114,12 @@ enum dtype {
     DTYPE_I32,
     DTYPE_I64,
     DTYPE_BOOL,
+    DTYPE_BLOCKS, /* of a GGUF file: tensor.blocks says which */
     N_DTYPES
 };
 
 const char *dtype_name(enum dtype t); /* as safetensors spells it */
-size_t dtype_size(enum dtype t);      /* bytes of one element */
+size_t dtype_size(enum dtype t);      /* bytes of one element; blocks: 1 */
 
 enum { TENSOR_MAX_RANK = 4 };
 
@@ -131,7 +132,8 @@ struct tensor {
     uint32_t rank;
     uint64_t dim[TENSOR_MAX_RANK];
     const uint8_t *data;
-    uint64_t bytes; /* == product of dims x dtype size */
+    uint64_t bytes; /* == product of dims x dtype size, but for blocks */
+    const struct block_type *blocks;
 };
 
 /* All tensors of a checkpoint directory or of a single .safetensors file. */
@@ -141,8 +143,14 @@ struct store;
  * checked (spans inside the file, sizes equal shape x dtype, contiguous from 0 without holes or
  * overlaps, no name twice, index and shards agree). Nothing of the data is read. */
 int store_open(struct store **out, const char *dir, dsv4_err *err);
+/* A single safetensors or GGUF file; store_open() takes one, too. */
 int store_open_file(struct store **out, const char *file, dsv4_err *err);
 void store_close(struct store *s);
+
+/* The metadata of a GGUF file as the text of a config.json and of a tokenizer.json, malloc'ed. patterns: those that
+ * released tokenizers split text by, NULL behind the last. */
+int gguf_config(char **json, const char *file, dsv4_err *err);
+int gguf_tokenizer(char **json, const char *file, const char *const *patterns, dsv4_err *err);
 
 /* NULL when there is none. O(1) or O(log n). */
 const struct tensor *store_find(const struct store *s, const char *name);

@@ -69,6 +69,12 @@ static int plain_matrix(struct wmat *w, const struct store *s, const struct conf
     if (t->rank != 2 || t->dim[0] != rows || t->dim[1] != (fp4 ? cols / 2 : cols) ||
         (fp4 && cols % GROUP != 0) || rows > UINT32_MAX || cols > UINT32_MAX)
         return tensor_refuse(t, want, err);
+    if (t->blocks) {
+        if (!matrix_packs(c, t->name))
+            return tensor_refuse(t, "F32, F16 or BF16 (o_lora_rank is no multiple of 32)", err);
+        *w = block_matrix(t->blocks, t->data, (uint32_t)rows, (uint32_t)cols);
+        return 0;
+    }
     *w = (struct wmat){.rows = (uint32_t)rows, .cols = (uint32_t)cols, .codes = t->data};
     w->code_ld = (size_t)(t->dim[1] * dtype_size(t->dtype));
     switch (t->dtype) {

@@ -107,6 +107,13 @@ struct tensors {
 int safetensors_read(struct tensors *out, struct text_block **texts, const struct file_map *map,
                      dsv4_err *err);
 
+/* ------------------------------------------------------------------ gguf.c */
+
+bool gguf_is(const struct file_map *map);
+/* As safetensors_read, under official names. */
+int gguf_read(struct tensors *out, struct text_block **texts, const struct file_map *map,
+              dsv4_err *err);
+
 /* ------------------------------------------------------------------ index.c */
 
 /* One line of weight_map. */

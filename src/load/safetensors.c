@@ -19,7 +19,7 @@ static const struct {
     size_t size;
 } dtypes[N_DTYPES] = {
     {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F8_E4M3", 1}, {"F8_E8M0", 1}, {"F8_E5M2", 1},
-    {"I8", 1},  {"U8", 1},  {"I16", 2}, {"I32", 4},  {"I64", 8},     {"BOOL", 1},
+    {"I8", 1},  {"U8", 1},  {"I16", 2}, {"I32", 4},  {"I64", 8},     {"BOOL", 1},    {"blocks", 1},
 };
 
 const char *dtype_name(enum dtype t)
@@ -35,7 +35,7 @@ size_t dtype_size(enum dtype t)
 void tensor_shape_text(const struct tensor *t, char *out, size_t cap)
 {
     size_t o = 0;
-    int n = snprintf(out, cap, "%s [", dtypes[t->dtype].name);
+    int n = snprintf(out, cap, "%s [", t->blocks ? block_name(t->blocks) : dtypes[t->dtype].name);
     for (uint32_t i = 0; i < t->rank && n >= 0 && (o += (size_t)n) < cap; i++)
         n = snprintf(out + o, cap - o, "%s%llu", i ? ", " : "", (unsigned long long)t->dim[i]);
     if (n >= 0 && (o += (size_t)n) < cap)
@@ -96,7 +96,7 @@ static int read_dtype(const struct entry *e, const json_t *v, struct tensor *t)
 {
     if (!json_is_string(v))
         return entry_refuse(e, "dtype is missing or not a string");
-    for (int i = 0; i < N_DTYPES; i++) {
+    for (int i = 0; i < DTYPE_BLOCKS; i++) {
         if (strcmp(json_string_value(v), dtypes[i].name) == 0) {
             t->dtype = (enum dtype)i;
             return 0;

@@ -201,6 +201,8 @@ int store_open(struct store **out, const char *dir, dsv4_err *err)
     do {
         fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     } while (fd < 0 && errno == EINTR);
+    if (fd < 0 && errno == ENOTDIR)
+        return store_open_file(out, dir, err);
     if (fd < 0)
         return err_errno(err, DSV4_REFUSED, dir, "open the directory");
     struct store *s = NULL;
@@ -230,7 +232,8 @@ int store_open_file(struct store **out, const char *file, dsv4_err *err)
         rc = file_map_open(&s->shard[0], AT_FDCWD, file, false, file, err);
     if (rc == 0) {
         s->n_shards = 1;
-        rc = safetensors_read(&s->list, &s->texts, &s->shard[0], err);
+        rc = gguf_is(&s->shard[0]) ? gguf_read(&s->list, &s->texts, &s->shard[0], err)
+                                   : safetensors_read(&s->list, &s->texts, &s->shard[0], err);
     }
     if (rc == 0)
         rc = sort_tensors(s, err);

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { SMALL_FILE = 64 << 20 };
@@ -21,11 +22,23 @@ int checkpoint_read(const char *dir, const char *name, char **text, size_t *len,
     return rc;
 }
 
+static bool is_file(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
 static int read_config(struct config **cfg, const char *dir, dsv4_err *err)
 {
     char *text;
     size_t len;
     struct bytes path = {0};
+    if (is_file(dir)) {
+        TRY(gguf_config(&text, dir, err));
+        int made = config_parse(cfg, text, strlen(text), dir, err);
+        free(text);
+        return made;
+    }
     TRY(checkpoint_read(dir, "config.json", &text, &len, err));
     int rc = bytes_printf(&path, err, "%s/config.json", dir);
     if (rc == 0)
@@ -82,13 +95,26 @@ static int read_sampling(dsv4_engine *e, dsv4_err *err)
     return rc;
 }
 
+static int gguf_tokenizer_open(dsv4_engine *e, dsv4_err *err)
+{
+    const char *pattern[8] = {0};
+    char *text;
+    for (size_t i = 0; i + 1 < sizeof pattern / sizeof *pattern; i++)
+        pattern[i] = split_released(i);
+    TRY(gguf_tokenizer(&text, e->cp.dir, pattern, err));
+    int rc = tokenizer_parse(&e->tok, text, strlen(text), e->cp.dir, err);
+    free(text);
+    return rc;
+}
+
 static int open_tokenizer(dsv4_engine *e, dsv4_err *err)
 {
     const struct config *c = e->cp.cfg;
     struct bytes path = {0};
-    int rc = bytes_printf(&path, err, "%s/tokenizer.json", e->cp.dir);
+    bool gguf = is_file(e->cp.dir);
+    int rc = bytes_printf(&path, err, gguf ? "%s" : "%s/tokenizer.json", e->cp.dir);
     if (rc == 0)
-        rc = dsv4_tokenizer_open(&e->tok, path.data, err);
+        rc = gguf ? gguf_tokenizer_open(e, err) : dsv4_tokenizer_open(&e->tok, path.data, err);
     if (rc == 0 && dsv4_tokenizer_size(e->tok) > c->vocab)
         rc = err_set(err, DSV4_REFUSED, "%s: %zu tokens; config.json says vocab_size %u", path.data,
                      dsv4_tokenizer_size(e->tok), c->vocab);
@@ -120,6 +146,8 @@ static int open_tokenizer(dsv4_engine *e, dsv4_err *err)
 
 static int open_parts(dsv4_engine *e, const char *dir, const dsv4_options *opt, dsv4_err *err)
 {
+    if (opt->paged && is_file(dir))
+        return err_set(err, DSV4_USAGE, "%s: the weights of a GGUF file have to be loaded", dir);
     TRY(checkpoint_open(&e->cp, dir, !opt->no_cache_quant, err));
     if (!opt->exact)
         model_use_fast(e->cp.m, opt->paged);

@@ -28,6 +28,8 @@ static uint64_t tensor_weights(const struct checkpoint *c, const struct tensor *
         return 0;
     snprintf(matrix, sizeof matrix, "%.*s", (int)(n > 6 ? n - (scale ? 6 : 7) : 0), t->name);
     const struct wtype *type = packing_type(c->cfg->packing, matrix);
+    if (t->blocks)
+        return t->dim[0] * (t->rank > 1 ? t->dim[1] : 1);
     if (!type)
         return t->bytes / dtype_size(t->dtype) * (t->dtype == DTYPE_I8 ? 2 : 1);
     return scale ? 0 : t->bytes / wformat_row_bytes(type->format, GROUP) * GROUP;

@@ -31,6 +31,11 @@ static const struct {
                   "|\\s+"},
 };
 
+const char *split_released(size_t i)
+{
+    return i < sizeof known / sizeof *known ? known[i].pattern : NULL;
+}
+
 /* ------------------------------------------------------------------ the machine */
 
 /* The text seen by one piece of the first two rules: it ends where the zone changes. */

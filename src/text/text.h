@@ -91,6 +91,8 @@ struct cuts {
     size_t n, cap;
 };
 
+/* The released patterns in their order; NULL past the last. */
+const char *split_released(size_t i);
 /* Adds the step that isolates the matches of `pattern`. DSV4_REFUSED for one that cannot be run. */
 int split_add(struct splitter *s, const char *pattern, size_t len, const char *shown,
               dsv4_err *err);

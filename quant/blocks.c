@@ -1,0 +1,237 @@
+/* Rows of GGUF files: blocks of 32 or 256 columns, each with its scales among its codes. They are read, never
+ * computed with: as floats, or as rows of a format that kernels know, bit for bit where one has the same
+ * numbers (MXFP4, Q8_0, Q4_0). */
+#include "encode.h"
+
+#include "simd/codes.h"
+
+#include <string.h>
+
+enum { SUPER = 256, SPAN = 256 };
+
+static float half_at(const uint8_t *p)
+{
+    return f16_value((uint16_t)(p[0] | p[1] << 8));
+}
+
+/* ------------------------------------------------------------------ 32 columns, one scale */
+
+/* Column c < 16 is the low nibble of byte c, column c + 16 the high one. */
+static unsigned nibble_of(const uint8_t *q, size_t c)
+{
+    return c < GROUP / 2 ? q[c] & 15 : q[c - GROUP / 2] >> 4;
+}
+
+static void decode_q8_0(float *y, const uint8_t *b)
+{
+    float d = half_at(b);
+    for (size_t c = 0; c < GROUP; c++)
+        y[c] = d * (float)(int8_t)b[2 + c];
+}
+
+static void decode_q4_0(float *y, const uint8_t *b)
+{
+    float d = half_at(b);
+    for (size_t c = 0; c < GROUP; c++)
+        y[c] = d * (float)((int)nibble_of(b + 2, c) - 8);
+}
+
+static void decode_mxfp4(float *y, const uint8_t *b)
+{
+    float d = e8m0_value(b[0]);
+    for (size_t c = 0; c < GROUP; c++)
+        y[c] = d * e2m1_value[nibble_of(b + 1, c)];
+}
+
+/* Codes two a byte, the even column in the low nibble. */
+static void recode_nibbles(uint8_t *codes, const uint8_t *q)
+{
+    for (size_t c = 0; c < GROUP; c += 2)
+        codes[c / 2] = (uint8_t)(nibble_of(q, c) | nibble_of(q, c + 1) << 4);
+}
+
+static void recode_q8_0(uint8_t *codes, uint8_t *scale, const uint8_t *b)
+{
+    static const uint8_t order[8] = {0, 2, 4, 6, 1, 3, 5, 7}; /* as W_Q8 says */
+    memcpy(scale, b, 2);
+    for (size_t c = 0; c < GROUP; c++)
+        codes[c] = b[2 + c / 8 * 8 + order[c % 8]];
+}
+
+static void recode_q4_0(uint8_t *codes, uint8_t *scale, const uint8_t *b)
+{
+    memcpy(scale, b, 2);
+    recode_nibbles(codes, b + 2);
+}
+
+static void recode_mxfp4(uint8_t *codes, uint8_t *scale, const uint8_t *b)
+{
+    scale[0] = b[0];
+    recode_nibbles(codes, b + 1);
+}
+
+/* ------------------------------------------------------------------ 256 columns in parts of 16 or 32 */
+
+/* Two bits a column: byte 32 h + c holds columns 128 h + c + 32 s at bit 2 s. */
+static int two_bits(const uint8_t *q, size_t c)
+{
+    return q[c / 128 * 32 + c % 32] >> (c % 128 / 32 * 2) & 3;
+}
+
+/* scales[16] (scale low, minimum high), codes[64], d, dmin: d s q - dmin m */
+static void decode_q2_k(float *y, const uint8_t *b)
+{
+    float d = half_at(b + 80), dmin = half_at(b + 82);
+    for (size_t c = 0; c < SUPER; c++) {
+        uint8_t s = b[c / 16];
+        y[c] = d * (float)(s & 15) * (float)two_bits(b + 16, c) - dmin * (float)(s >> 4);
+    }
+}
+
+/* high[32] (bit k: columns 32 k + ...), low[64], scales[12] of 6 bits, d: d (s - 32) (q - 4) */
+static void decode_q3_k(float *y, const uint8_t *b)
+{
+    float d = half_at(b + 108);
+    const uint8_t *s = b + 96;
+    for (size_t c = 0; c < SUPER; c++) {
+        size_t i = c / 16;
+        int low = i < 8 ? s[i] & 15 : s[i - 8] >> 4;
+        int scale = (low | (s[8 + i % 4] >> (i / 4 * 2) & 3) << 4) - 32;
+        int q = two_bits(b + 32, c) + (b[c % 32] >> (c / 32) & 1) * 4 - 4;
+        y[c] = d * (float)scale * (float)q;
+    }
+}
+
+/* Scale and minimum of part i of Q4_K and Q5_K: 6 bits each in 12 bytes. */
+static void scale_and_min(const uint8_t *s, size_t i, float *scale, float *min)
+{
+    if (i < 4) {
+        *scale = (float)(s[i] & 63);
+        *min = (float)(s[i + 4] & 63);
+    } else {
+        *scale = (float)((s[i + 4] & 15) | s[i - 4] >> 6 << 4);
+        *min = (float)(s[i + 4] >> 4 | s[i] >> 6 << 4);
+    }
+}
+
+/* d, dmin, scales[12], [high[32],] codes[128]: d s q - dmin m; byte 32 p + c holds columns 64 p + c and + 32. */
+static void decode_k(float *y, const uint8_t *b, const uint8_t *high, const uint8_t *q)
+{
+    float d = half_at(b), dmin = half_at(b + 2), scale, min;
+    for (size_t c = 0; c < SUPER; c++) {
+        size_t i = c / 32;
+        scale_and_min(b + 4, i, &scale, &min);
+        int code = q[c / 64 * 32 + c % 32] >> (i % 2 * 4) & 15;
+        if (high)
+            code += (high[c % 32] >> i & 1) * 16;
+        y[c] = d * scale * (float)code - dmin * min;
+    }
+}
+
+static void decode_q4_k(float *y, const uint8_t *b)
+{
+    decode_k(y, b, NULL, b + 16);
+}
+
+static void decode_q5_k(float *y, const uint8_t *b)
+{
+    decode_k(y, b, b + 16, b + 48);
+}
+
+/* low[128], high[64], int8 scales[16], d: d s (q - 32) */
+static void decode_q6_k(float *y, const uint8_t *b)
+{
+    float d = half_at(b + 208);
+    for (size_t c = 0; c < SUPER; c++) {
+        size_t half = c / 128, part = c % 128 / 32;
+        int low = b[half * 64 + part % 2 * 32 + c % 32] >> (part / 2 * 4) & 15;
+        int high = b[128 + half * 32 + c % 32] >> (part * 2) & 3;
+        y[c] = d * (float)(int8_t)b[192 + c / 16] * (float)((low | high << 4) - 32);
+    }
+}
+
+/* ------------------------------------------------------------------ the types */
+
+struct block_type {
+    uint32_t id; /* in GGUF files */
+    const char *name;
+    uint16_t cols, bytes;
+    const char *as; /* the type that kernels get */
+    void (*decode)(float *y, const uint8_t *block);
+    /* 32 columns -> the same numbers as plain codes and their scale; NULL: there is no such type */
+    void (*recode)(uint8_t *codes, uint8_t *scale, const uint8_t *block);
+};
+
+static const struct block_type types[] = {
+    {2, "Q4_0", 32, 18, "q4", decode_q4_0, recode_q4_0},
+    {8, "Q8_0", 32, 34, "q8", decode_q8_0, recode_q8_0},
+    {10, "Q2_K", 256, 84, "q8", decode_q2_k, NULL},
+    {11, "Q3_K", 256, 110, "q8", decode_q3_k, NULL},
+    {12, "Q4_K", 256, 144, "q8", decode_q4_k, NULL},
+    {13, "Q5_K", 256, 176, "q8", decode_q5_k, NULL},
+    {14, "Q6_K", 256, 210, "q8", decode_q6_k, NULL},
+    {39, "MXFP4", 32, 17, "e2m1", decode_mxfp4, recode_mxfp4},
+};
+
+const struct block_type *block_type_of(uint32_t id)
+{
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (types[i].id == id)
+            return &types[i];
+    return NULL;
+}
+
+const char *block_name(const struct block_type *t)
+{
+    return t->name;
+}
+
+uint32_t block_cols(const struct block_type *t)
+{
+    return t->cols;
+}
+
+uint64_t block_row_bytes(const struct block_type *t, uint32_t cols)
+{
+    return (uint64_t)(cols / t->cols) * t->bytes;
+}
+
+struct wmat block_matrix(const struct block_type *t, const uint8_t *data, uint32_t rows,
+                         uint32_t cols)
+{
+    const struct wtype *as = wtype_named(t->as);
+    return (struct wmat){.format = as->format,
+                         .table = as->table,
+                         .rows = rows,
+                         .cols = cols,
+                         .block_rows = 1,
+                         .block_cols = GROUP,
+                         .codes = data,
+                         .code_ld = (size_t)block_row_bytes(t, cols),
+                         .blocks = t};
+}
+
+void block_decode(const struct block_type *t, float *out, const uint8_t *row, size_t cols)
+{
+    for (size_t c = 0; c < cols; c += t->cols, row += t->bytes)
+        t->decode(out + c, row);
+}
+
+void block_encode_span(uint8_t *codes, uint8_t *scales, const struct wmat *w, size_t row, size_t at,
+                       size_t cols)
+{
+    const struct block_type *t = w->blocks;
+    const uint8_t *b = w->codes + row * w->code_ld + at / t->cols * t->bytes;
+    size_t unit = wformat_has_halves(w->format) ? 2 : 1;
+    if (!t->recode) {
+        float x[SPAN];
+        block_decode(t, x, b, cols);
+        encode_row(codes, scales, wtype_of(w), x, cols, NULL, EFFORT_ABSMAX);
+        return;
+    }
+    for (size_t c = 0; c < cols; c += GROUP, b += t->bytes) {
+        t->recode(codes, scales, b);
+        codes += wformat_row_bytes(w->format, GROUP);
+        scales += unit;
+    }
+}

@@ -1,0 +1,435 @@
+/* GGUF files of architecture deepseek4: metadata, then the tensors under their official names, one for every expert
+ * of a fused one (docs/gguf.md has the table). Every length, count and offset is checked against the file before
+ * it is followed; the data stays where it is in the mapping. */
+#include "gguf.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { VERSION = 3, ALIGNMENT = 32, ALIGNMENT_MAX = 1 << 20, KEY_MAX = 1024, NAME_MAX_LEN = 127 };
+
+static int refuse(const struct gguf *g, const char *what, uint64_t number)
+{
+    return err_set(g->err, DSV4_REFUSED, "%s: byte %zu: %s (%llu)", g->path, g->at, what,
+                   (unsigned long long)number);
+}
+
+/* ------------------------------------------------------------------ reading */
+
+static int take(struct gguf *g, void *out, size_t n)
+{
+    if (n > g->len - g->at)
+        return refuse(g, "the file ends too early; bytes wanted", n);
+    memcpy(out, g->data + g->at, n);
+    g->at += n;
+    return 0;
+}
+
+static int take_text(struct gguf *g, struct slice *out)
+{
+    uint64_t n = 0;
+    TRY(take(g, &n, sizeof n));
+    if (n > g->len - g->at)
+        return refuse(g, "a string is longer than what is left of the file", n);
+    *out = (struct slice){(const char *)g->data + g->at, (size_t)n};
+    g->at += (size_t)n;
+    return 0;
+}
+
+/* Bytes of a value; 0: strings, arrays and what is unknown. ORDER GGUF_TYPES */
+static size_t value_size(uint32_t type)
+{
+    static const uint8_t size[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+    return type < sizeof size ? size[type] : 0;
+}
+
+static int skip_values(struct gguf *g, uint32_t type, uint64_t n)
+{
+    struct slice text;
+    size_t size = value_size(type);
+    if (size == 0 && type != GGUF_STRING)
+        return refuse(g, "a value has a type that is not known", type);
+    if (n > (g->len - g->at) / (size ? size : sizeof(uint64_t)))
+        return refuse(g, "a list is longer than what is left of the file", n);
+    if (size > 0) {
+        g->at += (size_t)n * size;
+        return 0;
+    }
+    for (uint64_t i = 0; i < n; i++)
+        TRY(take_text(g, &text));
+    return 0;
+}
+
+static int read_meta(struct gguf *g)
+{
+    struct gguf_meta m = {.n = 1};
+    TRY(take_text(g, &m.key));
+    if (m.key.n == 0 || m.key.n > KEY_MAX || memchr(m.key.p, 0, m.key.n))
+        return refuse(g, "a key has no name, or one of too many bytes", m.key.n);
+    TRY(take(g, &m.type, sizeof m.type));
+    if ((m.list = m.type == GGUF_ARRAY)) {
+        TRY(take(g, &m.type, sizeof m.type));
+        TRY(take(g, &m.n, sizeof m.n));
+    }
+    m.at = g->at;
+    TRY(skip_values(g, m.type, m.n));
+    TRY(mem_grow(&g->meta, &g->cap, g->n + 1, sizeof *g->meta, "GGUF metadata", g->err));
+    g->meta[g->n++] = m;
+    return 0;
+}
+
+static int compare(struct slice a, struct slice b)
+{
+    size_t n = a.n < b.n ? a.n : b.n;
+    int c = memcmp(a.p, b.p, n);
+    return c ? c : (a.n > b.n) - (a.n < b.n);
+}
+
+static int by_key(const void *a, const void *b)
+{
+    return compare(((const struct gguf_meta *)a)->key, ((const struct gguf_meta *)b)->key);
+}
+
+const struct gguf_meta *gguf_find(const struct gguf *g, const char *key)
+{
+    const struct gguf_meta want = {.key = {key, strlen(key)}};
+    return g->n ? bsearch(&want, g->meta, g->n, sizeof want, by_key) : NULL;
+}
+
+bool gguf_number(const struct gguf *g, const struct gguf_meta *m, uint64_t i, double *out)
+{
+    if (m->type == GGUF_STRING || i >= m->n)
+        return false;
+    size_t size = value_size(m->type);
+    uint64_t u = 0;
+    float f;
+    memcpy(&u, g->data + m->at + i * size, size); /* little endian, as the file */
+    switch (m->type) {
+    case GGUF_F32:
+        memcpy(&f, &u, sizeof f);
+        *out = (double)f;
+        return true;
+    case GGUF_F64: memcpy(out, &u, sizeof *out); return true;
+    case GGUF_I8: *out = (int8_t)u; return true;
+    case GGUF_I16: *out = (int16_t)u; return true;
+    case GGUF_I32: *out = (int32_t)u; return true;
+    case GGUF_I64: *out = (double)(int64_t)u; return true;
+    default: *out = (double)u; return true;
+    }
+}
+
+bool gguf_text(const struct gguf *g, const struct gguf_meta *m, size_t *at, struct slice *out)
+{
+    uint64_t n;
+    if (m->type != GGUF_STRING)
+        return false;
+    size_t from = *at ? *at : m->at;
+    memcpy(&n, g->data + from, sizeof n); /* checked by skip_values() */
+    *out = (struct slice){(const char *)g->data + from + sizeof n, (size_t)n};
+    *at = from + sizeof n + (size_t)n;
+    return true;
+}
+
+bool gguf_is(const struct file_map *map)
+{
+    return map->len >= 4 && memcmp(map->data, "GGUF", 4) == 0;
+}
+
+static int read_head(struct gguf *g)
+{
+    uint32_t version = 0;
+    uint64_t n_meta = 0;
+    g->at = 4;
+    TRY(take(g, &version, sizeof version));
+    if (version != VERSION)
+        return refuse(g, "the version of the format is not 3", version);
+    TRY(take(g, &g->n_tensors, sizeof g->n_tensors));
+    TRY(take(g, &n_meta, sizeof n_meta));
+    if (n_meta > g->len / 12)
+        return refuse(g, "more metadata than the file has room for", n_meta);
+    for (uint64_t i = 0; i < n_meta; i++)
+        TRY(read_meta(g));
+    qsort(g->meta, g->n, sizeof *g->meta, by_key);
+    for (size_t i = 1; i < g->n; i++)
+        if (by_key(&g->meta[i - 1], &g->meta[i]) == 0)
+            return err_set(g->err, DSV4_REFUSED, "%s: %.*s is there twice", g->path,
+                           (int)g->meta[i].key.n, g->meta[i].key.p);
+    const struct gguf_meta *m = gguf_find(g, "general.architecture");
+    struct slice name;
+    size_t at = 0;
+    if (!m || !gguf_text(g, m, &at, &name) || !slice_is(name, "deepseek4"))
+        return err_set(g->err, DSV4_REFUSED, "%s: general.architecture is not \"deepseek4\"",
+                       g->path);
+    double split = 0;
+    if ((m = gguf_find(g, "split.count")) && gguf_number(g, m, 0, &split) && split > 1)
+        return err_set(g->err, DSV4_REFUSED,
+                       "%s: one of %.0f parts of a model; expected a whole one (llama-gguf-split "
+                       "--merge makes it)",
+                       g->path, split);
+    return 0;
+}
+
+int gguf_open(struct gguf *g, const struct file_map *map, dsv4_err *err)
+{
+    *g = (struct gguf){.data = map->data, .len = map->len, .path = map->path, .err = err};
+    int rc =
+        gguf_is(map) ? read_head(g) : err_set(err, DSV4_REFUSED, "%s: not a GGUF file", map->path);
+    if (rc != 0)
+        gguf_close(g);
+    return rc;
+}
+
+void gguf_close(struct gguf *g)
+{
+    free(g->meta);
+    *g = (struct gguf){0};
+}
+
+/* ------------------------------------------------------------------ names */
+
+/* In the file, official. blk.N. and layers.N. stand before those of layers. */
+static const char *const top_names[][2] = {
+    {"token_embd.weight", "embed.weight"},     {"output_norm.weight", "norm.weight"},
+    {"output.weight", "head.weight"},          {"output_hc_fn.weight", "hc_head_fn"},
+    {"output_hc_base.weight", "hc_head_base"}, {"output_hc_scale.weight", "hc_head_scale"},
+};
+static const char *const layer_names[][2] = {
+    {"attn_q_a.weight", "attn.wq_a.weight"},
+    {"attn_q_b.weight", "attn.wq_b.weight"},
+    {"attn_kv.weight", "attn.wkv.weight"},
+    {"attn_output_a.weight", "attn.wo_a.weight"},
+    {"attn_output_b.weight", "attn.wo_b.weight"},
+    {"attn_q_a_norm.weight", "attn.q_norm.weight"},
+    {"attn_kv_a_norm.weight", "attn.kv_norm.weight"},
+    {"attn_sinks.weight", "attn.attn_sink"},
+    {"attn_norm.weight", "attn_norm.weight"},
+    {"ffn_norm.weight", "ffn_norm.weight"},
+    {"attn_compressor_kv.weight", "attn.compressor.wkv.weight"},
+    {"attn_compressor_gate.weight", "attn.compressor.wgate.weight"},
+    {"attn_compressor_ape.weight", "attn.compressor.ape"},
+    {"attn_compressor_norm.weight", "attn.compressor.norm.weight"},
+    {"indexer_compressor_kv.weight", "attn.indexer.compressor.wkv.weight"},
+    {"indexer_compressor_gate.weight", "attn.indexer.compressor.wgate.weight"},
+    {"indexer_compressor_ape.weight", "attn.indexer.compressor.ape"},
+    {"indexer_compressor_norm.weight", "attn.indexer.compressor.norm.weight"},
+    {"indexer.attn_q_b.weight", "attn.indexer.wq_b.weight"},
+    {"indexer.proj.weight", "attn.indexer.weights_proj.weight"},
+    {"hc_attn_fn.weight", "hc_attn_fn"},
+    {"hc_attn_base.weight", "hc_attn_base"},
+    {"hc_attn_scale.weight", "hc_attn_scale"},
+    {"hc_ffn_fn.weight", "hc_ffn_fn"},
+    {"hc_ffn_base.weight", "hc_ffn_base"},
+    {"hc_ffn_scale.weight", "hc_ffn_scale"},
+    {"ffn_gate_inp.weight", "ffn.gate.weight"},
+    {"exp_probs_b.bias", "ffn.gate.bias"},
+    {"ffn_gate_tid2eid.weight", "ffn.gate.tid2eid"},
+    {"ffn_gate_shexp.weight", "ffn.shared_experts.w1.weight"},
+    {"ffn_down_shexp.weight", "ffn.shared_experts.w2.weight"},
+    {"ffn_up_shexp.weight", "ffn.shared_experts.w3.weight"},
+    {"ffn_gate_exps.weight", "ffn.experts.%llu.w1.weight"},
+    {"ffn_down_exps.weight", "ffn.experts.%llu.w2.weight"},
+    {"ffn_up_exps.weight", "ffn.experts.%llu.w3.weight"},
+};
+
+static const char *name_in(const char *const (*table)[2], size_t n, const char *name)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(table[i][0], name) == 0)
+            return table[i][1];
+    return NULL;
+}
+
+/* "blk.N." in front: N and what follows; false: it is not there. */
+static bool in_block(const char *name, unsigned long *block, const char **rest)
+{
+    char *end;
+    if (strncmp(name, "blk.", 4) != 0 || name[4] < '0' || name[4] > '9')
+        return false;
+    *block = strtoul(name + 4, &end, 10);
+    *rest = end + 1;
+    return *end == '.';
+}
+
+/* ------------------------------------------------------------------ tensors */
+
+struct entry {
+    struct slice name;
+    uint64_t offset;
+    struct tensor t; /* of the file: what is fused is one */
+};
+
+static int set_type(struct gguf *g, struct entry *e, uint32_t type)
+{
+    static const struct {
+        uint32_t id;
+        enum dtype dtype;
+    } plain[] = {{0, DTYPE_F32},  {1, DTYPE_F16},  {24, DTYPE_I8},  {25, DTYPE_I16},
+                 {26, DTYPE_I32}, {27, DTYPE_I64}, {28, DTYPE_F64}, {30, DTYPE_BF16}};
+    struct tensor *t = &e->t;
+    uint64_t inner = t->dim[t->rank - 1], cols = 1, bytes = 0;
+    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
+        if (plain[i].id == type) {
+            t->dtype = plain[i].dtype;
+            bytes = dtype_size(t->dtype);
+        }
+    if (bytes == 0) {
+        if (!(t->blocks = block_type_of(type)))
+            return err_set(g->err, DSV4_REFUSED,
+                           "%s: %.*s has the type %u of ggml, which is not known here", g->path,
+                           (int)e->name.n, e->name.p, type);
+        t->dtype = DTYPE_BLOCKS;
+        cols = block_cols(t->blocks);
+        bytes = block_row_bytes(t->blocks, (uint32_t)cols);
+    }
+    if (inner % cols != 0)
+        return err_set(g->err, DSV4_REFUSED, "%s: %.*s has rows of %llu; expected a multiple of %u",
+                       g->path, (int)e->name.n, e->name.p, (unsigned long long)inner,
+                       (unsigned)cols);
+    t->bytes = bytes;
+    for (uint32_t i = 0; i < t->rank; i++) {
+        uint64_t n = i + 1 == t->rank ? inner / cols : t->dim[i];
+        if (n == 0 || n > g->len / t->bytes)
+            return err_set(g->err, DSV4_REFUSED, "%s: %.*s is empty or larger than the file",
+                           g->path, (int)e->name.n, e->name.p);
+        t->bytes *= n;
+    }
+    return 0;
+}
+
+static int read_entry(struct gguf *g, struct entry *e, uint32_t align)
+{
+    uint32_t type = 0;
+    *e = (struct entry){0};
+    TRY(take_text(g, &e->name));
+    if (e->name.n == 0 || e->name.n > NAME_MAX_LEN || memchr(e->name.p, 0, e->name.n))
+        return refuse(g, "a tensor has no name, or one of too many bytes", e->name.n);
+    TRY(take(g, &e->t.rank, sizeof e->t.rank));
+    if (e->t.rank == 0 || e->t.rank > TENSOR_MAX_RANK)
+        return refuse(g, "a tensor has a number of dimensions outside of 1 to 4", e->t.rank);
+    for (uint32_t i = e->t.rank; i-- > 0;) /* the file has columns first */
+        TRY(take(g, &e->t.dim[i], sizeof e->t.dim[i]));
+    TRY(take(g, &type, sizeof type));
+    TRY(take(g, &e->offset, sizeof e->offset));
+    if (e->offset % align != 0)
+        return refuse(g, "the data of a tensor is not aligned", e->offset);
+    return set_type(g, e, type);
+}
+
+static int by_offset(const void *a, const void *b)
+{
+    const struct entry *x = a, *y = b;
+    return (x->offset > y->offset) - (x->offset < y->offset);
+}
+
+/* Inside the file, and no byte of two tensors. */
+static int check_places(struct gguf *g, struct entry *e, size_t n, size_t base)
+{
+    qsort(e, n, sizeof *e, by_offset);
+    for (size_t i = 0; i < n; i++) {
+        uint64_t end = i + 1 < n ? e[i + 1].offset : g->len - base;
+        if (e[i].offset > end || e[i].t.bytes > end - e[i].offset)
+            return err_set(g->err, DSV4_REFUSED, "%s: %.*s reaches beyond %s", g->path,
+                           (int)e[i].name.n, e[i].name.p,
+                           i + 1 < n ? "the beginning of another tensor" : "the end of the file");
+        e[i].t.data = g->data + base + e[i].offset;
+    }
+    return 0;
+}
+
+static int add(struct gguf *g, struct tensors *out, struct text_block **texts, struct tensor *t,
+               const char *name)
+{
+    TRY(text_keep(texts, name, strlen(name), &t->name, g->err));
+    TRY(mem_grow(&out->t, &out->cap, out->n + 1, sizeof *out->t, "the list of tensors", g->err));
+    out->t[out->n++] = *t;
+    return 0;
+}
+
+/* One tensor for every expert of a fused one. */
+static int add_experts(struct gguf *g, struct tensors *out, struct text_block **texts,
+                       struct tensor *t, unsigned long block, const char *format)
+{
+    char rest[64], name[NAME_MAX_LEN + 64];
+    if (t->rank != 3)
+        return tensor_refuse(t, "three dimensions, experts outermost", g->err);
+    struct tensor one = *t;
+    one.rank = 2;
+    one.dim[0] = t->dim[1];
+    one.dim[1] = t->dim[2];
+    one.bytes = t->bytes / t->dim[0];
+    size_t w = (size_t)(strchr(format, '%') - format);
+    for (uint64_t i = 0; i < t->dim[0]; i++, one.data += one.bytes) {
+        snprintf(rest, sizeof rest, "%.*s%llu%s", (int)w, format, (unsigned long long)i,
+                 format + w + strlen("%llu"));
+        snprintf(name, sizeof name, "layers.%lu.%s", block, rest);
+        TRY(add(g, out, texts, &one, name));
+    }
+    return 0;
+}
+
+static int add_entry(struct gguf *g, struct tensors *out, struct text_block **texts,
+                     struct entry *e, uint32_t n_layers)
+{
+    char name[NAME_MAX_LEN + 64];
+    unsigned long block = 0;
+    const char *rest;
+    struct tensor *t = &e->t;
+    t->path = g->path;
+    TRY(text_keep(texts, e->name.p, e->name.n, &t->stored, g->err));
+    bool inner = in_block(t->stored, &block, &rest);
+    if (inner && block >= n_layers) /* drafting layers: not used */
+        return 0;
+    const char *to = inner ? name_in(layer_names, sizeof layer_names / sizeof *layer_names, rest)
+                           : name_in(top_names, sizeof top_names / sizeof *top_names, t->stored);
+    if (!to)
+        return err_set(g->err, DSV4_REFUSED, "%s: a deepseek4 file has no tensor %s", g->path,
+                       t->stored);
+    if (strchr(to, '%'))
+        return add_experts(g, out, texts, t, block, to);
+    if (inner)
+        snprintf(name, sizeof name, "layers.%lu.%s", block, to);
+    return add(g, out, texts, t, inner ? name : to);
+}
+
+static int read_tensors(struct gguf *g, struct entry *e, size_t n, struct tensors *out,
+                        struct text_block **texts)
+{
+    double align = ALIGNMENT;
+    uint32_t layers;
+    const struct gguf_meta *m = gguf_find(g, "general.alignment");
+    if (m && (!gguf_number(g, m, 0, &align) || align < 1 || align > ALIGNMENT_MAX ||
+              ((uint32_t)align & ((uint32_t)align - 1)) != 0))
+        return err_set(g->err, DSV4_REFUSED,
+                       "%s: general.alignment is no power of two from 1 to %d", g->path,
+                       ALIGNMENT_MAX);
+    uint32_t a = (uint32_t)align;
+    TRY(gguf_layers(g, &layers));
+    for (size_t i = 0; i < n; i++)
+        TRY(read_entry(g, &e[i], a));
+    size_t pad = (a - g->at % a) % a;
+    if (pad > g->len - g->at)
+        return refuse(g, "the file ends before its data", g->len);
+    TRY(check_places(g, e, n, g->at + pad));
+    for (size_t i = 0; i < n; i++)
+        TRY(add_entry(g, out, texts, &e[i], layers));
+    return 0;
+}
+
+int gguf_read(struct tensors *out, struct text_block **texts, const struct file_map *map,
+              dsv4_err *err)
+{
+    struct gguf g;
+    struct entry *e;
+    TRY(gguf_open(&g, map, err));
+    int rc = 0;
+    if (g.n_tensors > g.len / 32) /* the least that one takes */
+        rc = refuse(&g, "more tensors than the file has room for", g.n_tensors);
+    else if ((rc = mem_alloc(&e, (size_t)g.n_tensors, sizeof *e, "the list of tensors", err)) ==
+             0) {
+        rc = read_tensors(&g, e, (size_t)g.n_tensors, out, texts);
+        free(e);
+    }
+    gguf_close(&g);
+    return rc;
+}

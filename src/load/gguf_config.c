@@ -1,0 +1,321 @@
+/* What a GGUF file says about its model and its tokenizer, as the text of the config.json and tokenizer.json that
+ * an official directory has: whoever reads those checks them. */
+#include "gguf.h"
+
+#include <fcntl.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PREFIX "deepseek4."
+
+static int missing(const struct gguf *g, const char *key)
+{
+    return err_set(g->err, DSV4_REFUSED, "%s: %s is missing or not as expected", g->path, key);
+}
+
+int gguf_layers(const struct gguf *g, uint32_t *out)
+{
+    double blocks, draft = 0;
+    const struct gguf_meta *m = gguf_find(g, PREFIX "block_count");
+    if (!m || !gguf_number(g, m, 0, &blocks) || blocks < 1 || blocks > 65536)
+        return missing(g, PREFIX "block_count");
+    m = gguf_find(g, PREFIX "nextn_predict_layers");
+    if (m && (!gguf_number(g, m, 0, &draft) || draft < 0 || draft >= blocks))
+        return missing(g, PREFIX "nextn_predict_layers");
+    *out = (uint32_t)(blocks - draft);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ config.json */
+
+/* `list`: the first of many, or the only one. Takes the place of an object's member. */
+static int put(json_t *to, const char *name, json_t *value, dsv4_err *err)
+{
+    return json_object_set_new(to, name, value) == 0 ? 0 : err_memory(err, 64, "a config");
+}
+
+static int put_number(json_t *to, const struct gguf *g, const char *name, const char *key,
+                      bool needed)
+{
+    double v;
+    const struct gguf_meta *m = gguf_find(g, key);
+    if (!m && !needed)
+        return 0;
+    if (!m || !gguf_number(g, m, 0, &v) || !isfinite(v))
+        return missing(g, key);
+    bool whole = m->type != GGUF_F32 && m->type != GGUF_F64 && fabs(v) < 0x1p53;
+    return put(to, name, whole ? json_integer((json_int_t)v) : json_real(v), g->err);
+}
+
+static const struct {
+    const char *name, *key;
+    bool needed;
+} numbers[] = {
+    {"hidden_size", PREFIX "embedding_length", true},
+    {"num_attention_heads", PREFIX "attention.head_count", true},
+    {"head_dim", PREFIX "attention.key_length", true},
+    {"q_lora_rank", PREFIX "attention.q_lora_rank", true},
+    {"o_lora_rank", PREFIX "attention.output_lora_rank", true},
+    {"o_groups", PREFIX "attention.output_group_count", true},
+    {"qk_rope_head_dim", PREFIX "rope.dimension_count", true},
+    {"rope_theta", PREFIX "rope.freq_base", true},
+    {"compress_rope_theta", PREFIX "attention.compress_rope_freq_base", true},
+    {"sliding_window", PREFIX "attention.sliding_window", true},
+    {"max_position_embeddings", PREFIX "context_length", true},
+    {"rms_norm_eps", PREFIX "attention.layer_norm_rms_epsilon", true},
+    {"index_n_heads", PREFIX "attention.indexer.head_count", true},
+    {"index_head_dim", PREFIX "attention.indexer.key_length", true},
+    {"index_topk", PREFIX "attention.indexer.top_k", true},
+    {"hc_mult", PREFIX "hyper_connection.count", true},
+    {"hc_sinkhorn_iters", PREFIX "hyper_connection.sinkhorn_iterations", true},
+    {"hc_eps", PREFIX "hyper_connection.epsilon", true},
+    {"n_routed_experts", PREFIX "expert_count", true},
+    {"num_experts_per_tok", PREFIX "expert_used_count", true},
+    {"n_shared_experts", PREFIX "expert_shared_count", true},
+    {"moe_intermediate_size", PREFIX "expert_feed_forward_length", true},
+    {"routed_scaling_factor", PREFIX "expert_weights_scale", true},
+    {"num_hash_layers", PREFIX "hash_layer_count", true},
+    {"bos_token_id", "tokenizer.ggml.bos_token_id", false},
+    {"eos_token_id", "tokenizer.ggml.eos_token_id", false},
+    {"pad_token_id", "tokenizer.ggml.padding_token_id", false},
+};
+
+static int put_ratios(json_t *to, const struct gguf *g, uint32_t layers)
+{
+    double v;
+    json_t *list = json_array();
+    const struct gguf_meta *m = gguf_find(g, PREFIX "attention.compress_ratios");
+    TRY(put(to, "compress_ratios", list, g->err));
+    for (uint32_t i = 0; i < layers; i++) {
+        if (!m || !gguf_number(g, m, i, &v) || v < 0 || v > 1e6)
+            return missing(g, PREFIX "attention.compress_ratios");
+        if (json_array_append_new(list, json_integer((json_int_t)v)) != 0)
+            return err_memory(g->err, 64, "a config");
+    }
+    return 0;
+}
+
+/* One limit for all layers, routed experts and shared ones alike: the official config has no other. */
+static int put_limit(json_t *to, const struct gguf *g)
+{
+    static const char *const key[] = {PREFIX "swiglu_clamp_exp", PREFIX "swiglu_clamp_shexp"};
+    double limit = 0, v;
+    for (size_t k = 0; k < 2; k++) {
+        const struct gguf_meta *m = gguf_find(g, key[k]);
+        for (uint64_t i = 0; m && i < m->n; i++) {
+            if (!gguf_number(g, m, i, &v) || (limit != 0 && v != limit))
+                return missing(g, key[k]);
+            limit = v;
+        }
+    }
+    return put(to, "swiglu_limit", json_real(limit), g->err);
+}
+
+static int put_scores(json_t *to, const struct gguf *g)
+{
+    double f = 4, norm = 1;
+    const struct gguf_meta *m = gguf_find(g, PREFIX "expert_gating_func");
+    if (m && !gguf_number(g, m, 0, &f))
+        f = 0;
+    const char *name = f == 1 ? "softmax" : f == 2 ? "sigmoid" : f == 4 ? "sqrtsoftplus" : NULL;
+    if (!name)
+        return missing(g, PREFIX "expert_gating_func");
+    TRY(put(to, "scoring_func", json_string(name), g->err));
+    m = gguf_find(g, PREFIX "expert_weights_norm");
+    if (m && !gguf_number(g, m, 0, &norm))
+        return missing(g, PREFIX "expert_weights_norm");
+    return put(to, "norm_topk_prob", json_boolean(norm != 0), g->err);
+}
+
+static int put_scaling(json_t *to, const struct gguf *g)
+{
+    struct slice type = {"none", 4};
+    size_t at = 0;
+    const struct gguf_meta *m = gguf_find(g, PREFIX "rope.scaling.type");
+    if (m)
+        gguf_text(g, m, &at, &type);
+    if (!slice_is(type, "yarn"))
+        return slice_is(type, "none") ? 0 : missing(g, PREFIX "rope.scaling.type");
+    json_t *s = json_object();
+    TRY(put(to, "rope_scaling", s, g->err));
+    TRY(put(s, "type", json_string("yarn"), g->err));
+    TRY(put_number(s, g, "factor", PREFIX "rope.scaling.factor", true));
+    TRY(put_number(s, g, "original_max_position_embeddings",
+                   PREFIX "rope.scaling.original_context_length", true));
+    TRY(put_number(s, g, "beta_fast", PREFIX "rope.scaling.yarn_beta_fast", false));
+    return put_number(s, g, "beta_slow", PREFIX "rope.scaling.yarn_beta_slow", false);
+}
+
+static int put_vocab(json_t *to, const struct gguf *g)
+{
+    const struct gguf_meta *m = gguf_find(g, "tokenizer.ggml.tokens");
+    if (gguf_find(g, PREFIX "vocab_size"))
+        return put_number(to, g, "vocab_size", PREFIX "vocab_size", true);
+    if (!m || m->n > INT32_MAX)
+        return missing(g, "tokenizer.ggml.tokens");
+    return put(to, "vocab_size", json_integer((json_int_t)m->n), g->err);
+}
+
+static int fill_config(json_t *to, const struct gguf *g)
+{
+    uint32_t layers;
+    TRY(gguf_layers(g, &layers));
+    TRY(put(to, "model_type", json_string("deepseek_v4"), g->err));
+    TRY(put(to, "num_hidden_layers", json_integer(layers), g->err));
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        TRY(put_number(to, g, numbers[i].name, numbers[i].key, numbers[i].needed));
+    TRY(put_vocab(to, g));
+    TRY(put_ratios(to, g, layers));
+    TRY(put_limit(to, g));
+    TRY(put_scores(to, g));
+    return put_scaling(to, g);
+}
+
+/* ------------------------------------------------------------------ tokenizer.json */
+
+enum { TOKEN_NORMAL = 1, TOKEN_CONTROL = 3, TOKEN_USER = 4, TOKEN_UNUSED = 5 };
+
+static json_t *text_value(struct slice s)
+{
+    return json_stringn(s.p, s.n); /* NULL: not UTF-8 */
+}
+
+static int append(json_t *list, json_t *value, dsv4_err *err)
+{
+    return json_array_append_new(list, value) == 0 ? 0 : err_memory(err, 64, "a tokenizer");
+}
+
+static int put_token(json_t *vocab, json_t *added, const struct gguf *g, struct slice text,
+                     uint64_t id, double type)
+{
+    json_t *word = text_value(text);
+    if (!word)
+        return err_set(g->err, DSV4_REFUSED, "%s: token %llu is not UTF-8", g->path,
+                       (unsigned long long)id);
+    if (type == TOKEN_NORMAL) {
+        int rc = json_object_setn_new_nocheck(vocab, text.p, text.n, json_integer((json_int_t)id));
+        json_decref(word);
+        return rc == 0 ? 0 : err_memory(g->err, text.n, "a tokenizer");
+    }
+    return append(added,
+                  json_pack("{sI so sb sb sb sb sb}", "id", (json_int_t)id, "content", word,
+                            "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special",
+                            type == TOKEN_CONTROL),
+                  g->err);
+}
+
+static int put_tokens(json_t *vocab, json_t *added, const struct gguf *g)
+{
+    const struct gguf_meta *m = gguf_find(g, "tokenizer.ggml.tokens");
+    const struct gguf_meta *k = gguf_find(g, "tokenizer.ggml.token_type");
+    struct slice text;
+    size_t at = 0;
+    double type;
+    if (!m || m->type != GGUF_STRING)
+        return missing(g, "tokenizer.ggml.tokens");
+    if (!k || k->type == GGUF_STRING || k->n != m->n)
+        return missing(g, "tokenizer.ggml.token_type");
+    uint64_t n = m->n;
+    while (n > 0 && gguf_number(g, k, n - 1, &type) && type == TOKEN_UNUSED)
+        n--; /* filled up to the width of the head */
+    for (uint64_t i = 0; i < n; i++) {
+        gguf_text(g, m, &at, &text);
+        gguf_number(g, k, i, &type);
+        TRY(put_token(vocab, added, g, text, i, type));
+    }
+    return 0;
+}
+
+static int put_merges(json_t *list, const struct gguf *g)
+{
+    const struct gguf_meta *m = gguf_find(g, "tokenizer.ggml.merges");
+    struct slice text;
+    size_t at = 0;
+    if (!m || m->type != GGUF_STRING)
+        return missing(g, "tokenizer.ggml.merges");
+    for (uint64_t i = 0; i < m->n; i++) {
+        gguf_text(g, m, &at, &text);
+        TRY(append(list, text_value(text), g->err));
+    }
+    return 0;
+}
+
+static int check_model(const struct gguf *g)
+{
+    struct slice text = {0};
+    size_t at = 0;
+    const struct gguf_meta *m = gguf_find(g, "tokenizer.ggml.model");
+    if (!m || !gguf_text(g, m, &at, &text) || !slice_is(text, "gpt2"))
+        return missing(g, "tokenizer.ggml.model (\"gpt2\")");
+    at = 0;
+    m = gguf_find(g, "tokenizer.ggml.pre");
+    if (!m || !gguf_text(g, m, &at, &text) ||
+        !(slice_is(text, "joyai-llm") || (text.n >= 8 && memcmp(text.p, "deepseek", 8) == 0)))
+        return missing(g, "tokenizer.ggml.pre (\"joyai-llm\" or \"deepseek...\")");
+    return 0;
+}
+
+static int put_splits(json_t *list, const char *const *patterns, dsv4_err *err)
+{
+    for (; *patterns; patterns++)
+        TRY(append(list,
+                   json_pack("{ss s{ss} ss sb}", "type", "Split", "pattern", "Regex", *patterns,
+                             "behavior", "Isolated", "invert", 0),
+                   err));
+    return append(list,
+                  json_pack("{ss sb sb sb}", "type", "ByteLevel", "add_prefix_space", 0,
+                            "trim_offsets", 1, "use_regex", 0),
+                  err);
+}
+
+static int fill_tokenizer(json_t *to, const struct gguf *g, const char *const *patterns)
+{
+    json_t *added = json_array(), *model = json_pack("{ss}", "type", "BPE");
+    json_t *vocab = json_object(), *merges = json_array(), *splits = json_array();
+    int rc = put(to, "added_tokens", added, g->err);
+    if (rc == 0)
+        rc = put(to, "model", model, g->err);
+    else
+        json_decref(model);
+    rc = put(model, "vocab", vocab, g->err) | put(model, "merges", merges, g->err) | rc;
+    json_t *pre = json_pack("{ss so}", "type", "Sequence", "pretokenizers", splits);
+    rc = put(to, "pre_tokenizer", pre, g->err) | rc;
+    rc = put(to, "decoder", json_pack("{ss}", "type", "ByteLevel"), g->err) | rc;
+    if (rc != 0)
+        return rc;
+    TRY(check_model(g));
+    TRY(put_splits(splits, patterns, g->err));
+    TRY(put_tokens(vocab, added, g));
+    return put_merges(merges, g);
+}
+
+/* ------------------------------------------------------------------ both */
+
+static int describe(char **json, const char *file, const char *const *patterns, dsv4_err *err)
+{
+    struct file_map map = {0};
+    struct gguf g = {0};
+    *json = NULL;
+    TRY(file_map_open(&map, AT_FDCWD, file, false, file, err));
+    json_t *to = json_object();
+    int rc = gguf_open(&g, &map, err);
+    if (rc == 0)
+        rc = patterns ? fill_tokenizer(to, &g, patterns) : fill_config(to, &g);
+    if (rc == 0)
+        rc = json_write(json, to, 0, err);
+    json_decref(to);
+    gguf_close(&g);
+    file_map_close(&map);
+    return rc;
+}
+
+int gguf_config(char **json, const char *file, dsv4_err *err)
+{
+    return describe(json, file, NULL, err);
+}
+
+int gguf_tokenizer(char **json, const char *file, const char *const *patterns, dsv4_err *err)
+{
+    return describe(json, file, patterns, err);
+}
