@@ -117,7 +117,7 @@ def absurd_sizes(s):
         status, _, r = s.post("/v1/chat/completions", body.encode(), timeout=120)
         assert status == 400, (name, status, r)
     eq(s.request("POST", "/tokenize", b"", {"Content-Length": str(64 << 20)})[0], 413)
-    for prompt, expected in (("", 200), (" \n\t ", 200), ([], 400), ([[]], 400), ([0] * 16383, 200)):
+    for prompt, expected in (("", 200), (" \n\t ", 200), ([], 400), ([[]], 400)):
         status, _, r = s.post("/v1/completions", {"prompt": prompt, "max_tokens": 1, "cache_prompt": False})
         assert status == expected, (str(prompt)[:20], status, r)
 
