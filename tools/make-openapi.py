@@ -98,6 +98,7 @@ ANSWERS = {  # what comes back with status 200: media type -> schema
     "/openapi.json": {"application/json": needs(openapi="text", paths="object")},
     "/": {"text/html": {"type": "string"}},
     "/chat.js": {"text/javascript": {"type": "string"}},
+    "/repo.js": {"text/javascript": {"type": "string"}},
     "/chat.css": {"text/css": {"type": "string"}},
 }
 FAILURES = {
