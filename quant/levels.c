@@ -142,7 +142,7 @@ static float power_of_two(float most, const struct levels *l)
 
 /* Where the largest magnitude is put, as a part of the end of the levels. */
 static const float try_few[] = {0.9f, 1, 1.1f};
-static const float try_many[] = {0.8f, 0.86f, 0.92f, 0.96f, 1, 1.05f, 1.1f, 1.16f, 1.24f};
+static const float try_many[] = {0.88f, 0.97f, 1.06f, 1.16f};
 
 uint16_t group_scale(const struct levels *l, const float *x, const float *w, enum effort effort)
 {

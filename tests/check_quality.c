@@ -1,6 +1,7 @@
 /* What quantizing costs: the embedded model with all matrices of a type in place of its own, its logits against
  * those of the original on a text that the calibration has not seen. With QUALITY_TABLE=1 all types are
- * measured and printed (docs/quantization.md). */
+ * measured and printed (docs/quantization.md); with QUALITY_FLOAT_CACHE=1 both have caches in f32, so that nothing but
+ * the weights makes a difference. */
 #include "src/session/session.h"
 #include "src/session/statistics.h"
 #include "suite.h"
@@ -121,10 +122,10 @@ static struct wmat encoded(const struct matrix *from, const struct wtype *t, enu
                      .block_cols = GROUP,
                      .table = t->table,
                      .code_ld = wformat_row_bytes(t->format, cols),
-                     .scale_ld = cols / GROUP * (t->format == W_E2M1 ? 1 : 2)};
+                     .scale_ld = cols / GROUP * 2};
     uint8_t *codes = malloc(rows * w.code_ld), *scales = malloc(rows * w.scale_ld);
     const struct inputs *in = way >= CALIBRATED ? inputs_of(from) : NULL;
-    if (way == FEEDBACK && t->format != W_E2M1) {
+    if (way == FEEDBACK) {
         float *factor = factor_of(in, cols), *tmp = malloc(cols * PANEL * sizeof *tmp);
         for (size_t r = 0; r < rows; r += PANEL)
             encode_feedback(codes + r * w.code_ld, w.code_ld, scales + r * w.scale_ld, w.scale_ld,
@@ -292,12 +293,11 @@ START_TEST(table)
 {
     for (size_t i = 0; wtype_at(i); i++) {
         const struct wtype *t = wtype_at(i);
-        if (wtype_levels(t->format) == 0 && t->format != W_Q8 && t->format != W_E2M1)
+        if (wtype_levels(t->format) == 0 && t->format != W_Q8)
             continue;
         for (int way = ABSMAX; way <= FEEDBACK; way++)
             for (int share = SMOOTH; share <= EXPERTS; share++)
-                if (t->format != W_E2M1 || way != FEEDBACK)
-                    measure(t->name, (enum way)way, (enum share)share);
+                measure(t->name, (enum way)way, (enum share)share);
     }
 }
 END_TEST
