@@ -29,7 +29,7 @@ void try_all(const dsv4_grammar *g, const char *what, const char *const *texts);
 
 dsv4_grammar *open_schema(const char *schema);
 
-/* Two tools, search and now. */
+/* Three tools: weather, search, now. */
 extern const char tools_json[];
 dsv4_grammar *open_tools(dsv4_dialect d, dsv4_tool_mode mode, const char *name, bool parallel);
 
