@@ -97,7 +97,7 @@ LIB_SRC  := $(wildcard $(filter-out src/server/%,$(wildcard src/*/*.c)) simd/*.c
 LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o)
 # make emulated: those levels are compiled without their instructions, against an emulation.
 EMULATE  ?=
-level_cf  = $(filter-out $(if $(EMULATE),-mavx512% -mamx%),$(shell sed -n 's/^ISA.$(1), $(ARCH_NAME), "\([^"]*\)".*/\1/p' simd/isa.def))
+level_cf  = $(filter-out $(if $(EMULATE),-mavxvnni -mavx512% -mamx%),$(shell sed -n 's/^ISA.$(1), $(ARCH_NAME), "\([^"]*\)".*/\1/p' simd/isa.def))
 $(foreach l,$(LEVELS),$(eval $(B)/simd/$(l)/%.o $(B)/headers/simd/$(l)/%.ok: LEVEL_CF := $(call level_cf,$(l))))
 
 # tools/dsv4.c and each tools/dsv4-NAME.c is a program; the other files there serve all of them.
@@ -334,7 +334,7 @@ check-arm:
 	qemu-aarch64 -cpu cortex-a76 build/arm/tests/checkkernels --quick --best dotprod --level dotprod
 	qemu-aarch64 -cpu max build/arm/tests/checkkernels --quick --best i8mm --level i8mm
 
-# The kernels of AVX-512 and AMX on any x86-64: their instructions as functions (tests/emulate; SIMDe).
+# The kernels of AVX-VNNI, AVX-512 and AMX on any x86-64: their instructions as functions (tests/emulate; SIMDe).
 emulated:
 	+@$(MAKE_ALL) VARIANT=emulated EMULATE=yes build/emulated/tests/checkkernels
 	build/emulated/tests/checkkernels --quick
@@ -466,6 +466,7 @@ help:
 	@echo "make asan           the tests with AddressSanitizer and UBSan; also ubsan, tsan, valgrind, clang"
 	@echo "make fuzz           each fuzz target for TIME=60 seconds"
 	@echo "make check-arm      the kernels for arm, cross-built and run by qemu; check-v1: on the oldest x86-64"
+	@echo "make emulated       the kernels of AVX-VNNI, AVX-512 and AMX with their instructions as functions"
 	@echo "make bench          speed of the embedded model and of the tokenizer; bench-kernels: of every kernel"
 	@echo "make layers         includes point down only; hdr-check: headers compile alone"
 	@echo "make format         clang-format; format-check only looks"

@@ -80,7 +80,7 @@ struct level {
 
 /* Tests run levels that few machines have through an emulation of their instructions (make emulated). */
 #ifdef DSV4_EMULATE
-enum { EMULATED = CPU_AVX512 | CPU_AVX512VNNI | CPU_AMX };
+enum { EMULATED = CPU_AVXVNNI | CPU_AVX512 | CPU_AVX512VNNI | CPU_AMX };
 #define LEVEL_NAME(level, needs) ((needs)&EMULATED ? level "-emulated" : level)
 #else
 enum { EMULATED = 0 };

@@ -7,21 +7,20 @@
 #include <immintrin.h>
 
 void init_avx2(struct kernels *k);
+void init_avx2_fast(struct kernels *k);
 void init_avx2_attend(struct kernels *k);
 void init_avx2_rows(struct kernels *k);
 void init_avx2_index(struct kernels *k);
 void init_avx2_mix(struct kernels *k);
 void init_avx2_peak(struct kernels *k);
 
-/* matmul by layout and format (exact.c, plain.c), decode (plain.c), matmul_fast by kind (fast.c, wide.c),
+/* matmul by layout and format (exact.c, plain.c), decode (plain.c), matmul_fast of int16 rows (wide.c),
  * quantize (quantize.c): contracts in simd.h. */
 void matmul_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_t *pick, size_t m,
                  const struct wmat *w, size_t r0, size_t r1, float *tmp);
 void matmul_plain_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_t *pick,
                        size_t m, const struct wmat *w, size_t r0, size_t r1, float *tmp);
 void decode_avx2(float *out, const struct wmat *w, size_t r);
-void matmul_fast_avx2(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m,
-                      const struct wmat *w, size_t r0, size_t r1);
 void matmul_q16_avx2(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m,
                      const struct wmat *w, size_t r0, size_t r1);
 void quantize_avx2(struct qrows *q, size_t r, const float *x, size_t c0, size_t c1);

@@ -4,9 +4,9 @@
 void init_avx2(struct kernels *k)
 {
     k->matmul = matmul_avx2;
-    k->matmul_fast = matmul_fast_avx2;
     k->quantize = quantize_avx2;
     k->decode = decode_avx2;
+    init_avx2_fast(k);
     init_avx2_attend(k);
     init_avx2_rows(k);
     init_avx2_index(k);
