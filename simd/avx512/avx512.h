@@ -55,7 +55,7 @@ INLINE void ask_ahead(const uint8_t *p, size_t bytes)
 
 INLINE __mmask16 first_lanes(size_t n)
 {
-    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+    return (__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1);
 }
 
 /* 16 e8m0 bytes, each in a 32-bit lane, as floats; 0 is the denormal 2^-127. */

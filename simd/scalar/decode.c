@@ -63,10 +63,10 @@ static size_t scale_block(const struct wmat *w)
 static inline uint8_t small_code(struct cursor p, enum wformat f, size_t c)
 {
     if (f != W_Q3 && f != W_Q2)
-        return p.at[c / 8 * p.step + c % 8 / 2] >> c % 2 * 4 & 15;
+        return (uint8_t)(p.at[c / 8 * p.step + c % 8 / 2] >> c % 2 * 4 & 15);
     size_t place = octet_place(c % GROUP), u = place / 4, b = place % 4;
     const uint8_t *group = p.at + c / GROUP * (f == W_Q3 ? 3 : 2) * p.step + b;
-    uint8_t low = group[u / 4 * p.step] >> u % 4 * 2 & 3;
+    uint8_t low = (uint8_t)(group[u / 4 * p.step] >> u % 4 * 2 & 3);
     return f == W_Q2 ? low : (uint8_t)(low | (group[2 * p.step] >> u & 1) << 2);
 }
 
