@@ -15,7 +15,7 @@ enum { LANES = 8 };
 void levels_of(struct levels *l, const struct wtype *t)
 {
     *l = (struct levels){.even = true, .low = -127, .high = 127};
-    l->n = (int)wtype_levels(t->format);
+    l->n = (int)wformat_table(t->format);
     if (l->n == 0)
         return;
     l->low = t->table[0];

@@ -21,7 +21,7 @@ void hadamard(float *x, size_t n);
 /* What a matrix can be converted to: a format, and the table of values of those that have one. */
 struct wtype {
     enum wformat format;
-    const int8_t *table; /* wtype_levels() values, ascending, or NULL */
+    const int8_t *table; /* wformat_table() values, ascending, or NULL */
     const char *name;
 };
 
@@ -31,8 +31,6 @@ const struct wtype *wtype_named(const char *name);
 const struct wtype *wtype_at(size_t i);
 /* That of a matrix; NULL when its table is not one of ours. */
 const struct wtype *wtype_of(const struct wmat *w);
-/* Values in the table of a format; 0: it has none. */
-size_t wtype_levels(enum wformat f);
 
 /* ------------------------------------------------------------------ weights from floats (encode.c) */
 

@@ -36,14 +36,9 @@ const struct wtype *wtype_at(size_t i)
     return i < sizeof types / sizeof *types ? &types[i] : NULL;
 }
 
-size_t wtype_levels(enum wformat f)
-{
-    return f == W_Q4 ? 16 : f == W_Q3 ? 8 : f == W_Q2 ? 4 : 0;
-}
-
 const struct wtype *wtype_of(const struct wmat *w)
 {
-    size_t n = wtype_levels(w->format);
+    size_t n = wformat_table(w->format);
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (types[i].format == w->format && (n == 0 || memcmp(types[i].table, w->table, n) == 0))
             return &types[i];

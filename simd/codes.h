@@ -10,6 +10,8 @@
 /* All 256 values of e4m3 (0x7f and 0xff are NaN), the 16 of e2m1. */
 extern const float e4m3_value[256];
 extern const float e2m1_value[16];
+/* Those of e2m1 doubled, which makes them integers. */
+extern const int8_t e2m1_doubled[16];
 
 static inline float float_of_bits(uint32_t u)
 {

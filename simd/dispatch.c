@@ -7,6 +7,7 @@
 
 const float e2m1_value[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                               -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+const int8_t e2m1_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 /* sign 1, exponent 4 (bias 7), mantissa 3; exponent 0 counts in steps of 2^-9. */
 #define E4M3(s, e, m)                    \
@@ -31,13 +32,6 @@ const char *wformat_name(enum wformat f)
     static const char *const name[N_WFORMATS] = {"f32", "f16", "bf16", "e4m3", "e2m1",
                                                  "q8",  "q4",  "q3",   "q2"};
     return f < N_WFORMATS ? name[f] : "?";
-}
-
-/* ORDER FORMATS */
-size_t wformat_row_bytes(enum wformat f, size_t cols)
-{
-    static const uint8_t bits[N_WFORMATS] = {32, 16, 16, 8, 4, 8, 4, 3, 2};
-    return cols / 8 * bits[f] + cols % 8 * bits[f] / 8;
 }
 
 /* ORDER ROWS */

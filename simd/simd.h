@@ -16,7 +16,7 @@
 
 /* ------------------------------------------------------------------ weights */
 
-/* ORDER FORMATS: wformat_name, wformat_row_bytes (dispatch.c), decoders (scalar/decode.c). From W_Q8 on a
+/* ORDER FORMATS: wformat_name (dispatch.c), wformat_row_bytes, decoders (scalar/decode.c). From W_Q8 on a
  * format has f16 scales, from W_Q4 on a table: new ones of another kind go before these. */
 struct block_type; /* quant/quant.h */
 
@@ -83,7 +83,17 @@ struct wmat {
 const char *wformat_name(enum wformat f);
 
 /* Bytes of one row's codes. cols is even for the 4-bit formats, a multiple of 32 for Q3 and Q2. */
-size_t wformat_row_bytes(enum wformat f, size_t cols);
+static inline size_t wformat_row_bytes(enum wformat f, size_t cols)
+{
+    static const uint8_t bits[N_WFORMATS] = {32, 16, 16, 8, 4, 8, 4, 3, 2};
+    return cols / 8 * bits[f] + cols % 8 * bits[f] / 8;
+}
+
+/* Bytes of GROUP columns of a panel. */
+static inline size_t wformat_group_bytes(enum wformat f)
+{
+    return PANEL * wformat_row_bytes(f, GROUP);
+}
 
 /* Whether every 32 columns of a row have an f16 scale. */
 static inline bool wformat_has_halves(enum wformat f)

@@ -75,7 +75,7 @@ START_TEST(names)
         struct wmat w = {.format = t->format, .table = t->table};
         ck_assert_ptr_eq(wtype_named(t->name), t);
         ck_assert_ptr_eq(wtype_of(&w), t);
-        size_t n = wtype_levels(t->format);
+        size_t n = wformat_table(t->format);
         ck_assert_int_eq(t->table != NULL, n > 0);
         for (size_t j = 1; j < n; j++)
             ck_assert_int_lt(t->table[j - 1], t->table[j]);
@@ -114,7 +114,7 @@ START_TEST(errors)
             power += error_of(x, zero, NULL, COLS);
         }
         ck_assert_msg(best / power <= expected[i].most, "%s: %g", t->name, best / power);
-        if (wtype_levels(t->format) > 0)
+        if (wformat_table(t->format) > 0)
             ck_assert_msg(best < 0.92 * plain, "%s: search %g, largest magnitude %g", t->name, best,
                           plain);
     }
@@ -140,7 +140,7 @@ START_TEST(importance)
         }
         ck_assert_msg(with <= without, "%s: %g with importance, %g without", t->name, with,
                       without);
-        if (wtype_levels(t->format) > 0)
+        if (wformat_table(t->format) > 0)
             ck_assert_msg(with < 0.95 * without, "%s: %g, %g", t->name, with, without);
     }
 }
@@ -235,7 +235,7 @@ START_TEST(feedback)
     fill(x, ROWS * COLS, 7);
     for (size_t i = 0; wtype_at(i); i++) {
         const struct wtype *t = wtype_at(i);
-        if (t->format != W_Q8 && wtype_levels(t->format) == 0)
+        if (t->format != W_Q8 && wformat_table(t->format) == 0)
             continue;
         uint8_t codes[ROWS][COLS] = {0}, scales[ROWS][2 * COLS / GROUP], alone[COLS],
                 its[2 * COLS / GROUP];

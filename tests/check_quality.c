@@ -293,7 +293,7 @@ START_TEST(table)
 {
     for (size_t i = 0; wtype_at(i); i++) {
         const struct wtype *t = wtype_at(i);
-        if (wtype_levels(t->format) == 0 && t->format != W_Q8)
+        if (wformat_table(t->format) == 0 && t->format != W_Q8)
             continue;
         for (int way = ABSMAX; way <= FEEDBACK; way++)
             for (int share = SMOOTH; share <= EXPERTS; share++)

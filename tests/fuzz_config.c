@@ -52,8 +52,8 @@ static void check_packing(const struct config *c)
         if (!t)
             continue;
         must(wtype_named(t->name) != NULL && wtype_named(t->name)->format == t->format);
-        must((wtype_levels(t->format) > 0) == (t->table != NULL));
-        for (size_t k = 0; k < wtype_levels(t->format); k++)
+        must((wformat_table(t->format) > 0) == (t->table != NULL));
+        for (size_t k = 0; k < wformat_table(t->format); k++)
             must(t->table[k] >= -127);
     }
 }

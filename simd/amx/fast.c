@@ -31,13 +31,13 @@ struct rows {
 INLINE void fill_panel(struct weights *t, size_t p, const struct wmat *w, size_t r, size_t g0,
                        enum wformat fmt)
 {
-    const uint8_t *code = w->codes + r / PANEL * w->code_ld + g0 * group_bytes(fmt);
+    const uint8_t *code = w->codes + r / PANEL * w->code_ld + g0 * wformat_group_bytes(fmt);
     const uint8_t *scale = w->scales + r / PANEL * w->scale_ld;
     const struct byte_tables table = byte_tables_of(w, fmt, 0);
-    for (size_t g = 0; g < t->groups; g++, code += group_bytes(fmt)) {
+    for (size_t g = 0; g < t->groups; g++, code += wformat_group_bytes(fmt)) {
         __m512i v[8];
         expand_group(v, code, fmt, &table, 0);
-        ask_ahead(code, group_bytes(fmt));
+        ask_ahead(code, wformat_group_bytes(fmt));
         FOR_LANE (u, 8)
             _mm512_store_si512(t->code[p][g] + u * 64, v[u]);
         _mm512_store_ps(t->scale[p][g], group_scale(scale, g0 + g, fmt));

@@ -265,7 +265,7 @@ INLINE_AVX2 void panel_small(const struct job *j, int m, enum wformat f)
     for (int i = 0; i < m; i++)
         for (int k = 0; k < 4; k++)
             total[i][k] = _mm256_setzero_ps();
-    for (size_t c = 0; c < w->cols; c += GROUP, p += group_avx2(f)) {
+    for (size_t c = 0; c < w->cols; c += GROUP, p += wformat_group_bytes(f)) {
         __m256 acc[MAX_ROWS][4], pair[MAX_ROWS][4];
         __m256i code[2][4];
         for (int i = 0; i < m; i++)
@@ -284,7 +284,7 @@ INLINE_AVX2 void panel_small(const struct job *j, int m, enum wformat f)
                 small_unit(acc, m, 2 * h, j, index[1], 1, pair, f);
             }
         }
-        for (size_t b = 0; b < group_avx2(f); b += 64)
+        for (size_t b = 0; b < wformat_group_bytes(f); b += 64)
             prefetch_avx2(p + b);
         for (int k = 0; k < 4; k++)
             for (int i = 0; i < m; i++)

@@ -30,12 +30,6 @@ INLINE_AVX2 __m256i table_avx2(const int8_t table[16])
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
 }
 
-/* Bytes of a group of a panel. */
-INLINE_AVX2 size_t group_avx2(enum wformat f)
-{
-    return PANEL * (f == W_Q2 ? 8u : f == W_Q3 ? 12u : f == W_Q8 ? 32u : 16u);
-}
-
 INLINE_AVX2 __m256i low_nibbles(__m256i v)
 {
     return _mm256_and_si256(v, _mm256_set1_epi8(15));

@@ -3,6 +3,7 @@
 #define DSV4_AVX512_BYTES_H
 
 #include "simd/avx512/units.h"
+#include "simd/codes.h"
 
 /* Values of even and odd units, plus the offset. Nothing for Q8. */
 struct byte_tables {
@@ -11,8 +12,7 @@ struct byte_tables {
 
 INLINE struct byte_tables byte_tables_of(const struct wmat *w, enum wformat fmt, int offset)
 {
-    static const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-    const int8_t *t = fmt == W_E2M1 ? doubled : w->table;
+    const int8_t *t = fmt == W_E2M1 ? e2m1_doubled : w->table;
     struct byte_tables tables;
     FOR_LANE (odd, 2) {
         int8_t value[16] = {0};

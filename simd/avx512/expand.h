@@ -50,7 +50,7 @@ INLINE __m512i word(const uint8_t *p, int u)
 INLINE void expand8(__m512 f[8], enum wformat fmt, const uint8_t *p, const __m512i g[4], int o,
                     const struct float_tables *t)
 {
-    p += (size_t)o * (group_bytes(fmt) / OCTETS); /* of formats that are not opened */
+    p += (size_t)o * (wformat_group_bytes(fmt) / OCTETS); /* of formats that are not opened */
     switch (fmt) {
     case W_F32:
         FOR_LANE (c, 8)

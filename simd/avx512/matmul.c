@@ -31,7 +31,7 @@ INLINE void panel_few(float *y, size_t ldy, const float *const *x, int m, const 
     const uint8_t *code = w->codes + r / PANEL * w->code_ld;
     const uint8_t *scale = w->scales + r / PANEL * w->scale_ld;
     const struct float_tables table = float_tables_of(w, fmt);
-    size_t step = step_of(w, fmt), ld = group_bytes(fmt);
+    size_t step = step_of(w, fmt), ld = wformat_group_bytes(fmt);
     __m512 total[FEW];
     FOR_LANE (i, m)
         total[i] = _mm512_setzero_ps();
@@ -105,7 +105,7 @@ struct tile {
 INLINE void fill_panel(float (*value)[PANEL], float (*scale)[PANEL], const struct tile *t,
                        const struct wmat *w, size_t r, size_t c0, enum wformat fmt)
 {
-    size_t ld = group_bytes(fmt);
+    size_t ld = wformat_group_bytes(fmt);
     const uint8_t *code = w->codes + r / PANEL * w->code_ld + c0 / GROUP * ld;
     const struct float_tables table = float_tables_of(w, fmt);
     for (size_t c = 0; c < t->cols; c += GROUP, code += ld) {

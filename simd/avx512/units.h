@@ -55,15 +55,4 @@ INLINE size_t table_entry(enum wformat fmt, size_t i, int odd)
     return fmt == W_Q2 ? (odd ? i >> 2 : i & 3) : fmt == W_Q3 ? i & 7 : i;
 }
 
-/* Bytes of a group of a panel. ORDER FORMATS */
-INLINE size_t group_bytes(enum wformat fmt)
-{
-    return PANEL * (fmt == W_F32                    ? 128u
-                    : fmt == W_F16 || fmt == W_BF16 ? 64u
-                    : fmt == W_E4M3 || fmt == W_Q8  ? 32u
-                    : fmt == W_Q3                   ? 12u
-                    : fmt == W_Q2                   ? 8u
-                                                    : 16u);
-}
-
 #endif

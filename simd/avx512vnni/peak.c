@@ -4,22 +4,12 @@
 
 #ifndef DSV4_EMULATE
 
-enum { CHAINS = 12 };
-
 #define DOT(acc)  "vpdpbusd %[x], %[x], %%zmm" #acc "\n\t"
 #define ZERO(acc) "vpxord %%zmm" #acc ", %%zmm" #acc ", %%zmm" #acc "\n\t"
-#define ALL(X)    X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-
-static uint64_t peak_int8(uint64_t rounds)
-{
-    uint64_t n = rounds;
-    __asm__ volatile(ALL(ZERO) "1:\n\t" ALL(DOT) "dec %[n]\n\tjnz 1b"
-                     : [n] "+r"(n)
-                     : [x] "v"(_mm512_setzero_si512())
-                     : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                       "xmm9", "xmm10", "xmm11");
-    return rounds * CHAINS * 64;
-}
+#define X         "v"
+#define X_ZERO    _mm512_setzero_si512()
+#define X_BYTES   64
+#include "simd/vnni_peak.inc"
 
 void peak_init_avx512vnni(struct kernels *k)
 {

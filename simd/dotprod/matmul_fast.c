@@ -88,7 +88,7 @@ INLINE void one_row(float *y, const struct fast_rows *x, const struct fast_tile 
                     const void *code, const struct fast_codes *codes, enum wformat f, bool first)
 {
     const uint8_t *w = code;
-    const size_t bytes = wformat_row_bytes(f, GROUP) * PANEL;
+    const size_t bytes = wformat_group_bytes(f);
     float32x4x4_t sum = {{vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)}};
     if (!first)
         sum = vld1q_f32_x4(y);

@@ -26,7 +26,7 @@ static void words(struct fast_tile *t, const int8_t *code)
 INLINE void pairs_of_codes(struct fast_tile *t, const uint8_t *code, const struct fast_codes *c,
                            enum wformat f)
 {
-    const size_t bytes = wformat_row_bytes(f, GROUP) * PANEL;
+    const size_t bytes = wformat_group_bytes(f);
     int8_t *out = t->buffer;
     for (size_t g = 0; g < t->groups; g++, out += GROUP * PANEL, code += bytes)
         for (int q = 0; q < 4; q++) {

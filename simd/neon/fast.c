@@ -26,7 +26,7 @@ static bool is_narrow(int8x16_t table)
 static struct fast_codes codes_of(const struct wmat *w)
 {
     struct fast_codes c = {w->format == W_E2M1 ? W_Q4 : w->format,
-                           {e2m1_doubled(), e2m1_doubled()}};
+                           {vld1q_s8(e2m1_doubled), vld1q_s8(e2m1_doubled)}};
     if (wformat_table(w->format) > 0)
         for (int odd = 0; odd < 2; odd++) {
             int8_t value[16];
@@ -40,7 +40,7 @@ static struct fast_codes codes_of(const struct wmat *w)
 INLINE void plain_tile(struct fast_tile *t, const uint8_t *code, const struct fast_codes *c,
                        enum wformat f)
 {
-    const size_t bytes = wformat_row_bytes(f, GROUP) * PANEL;
+    const size_t bytes = wformat_group_bytes(f);
     int8_t *out = t->buffer;
     for (size_t g = 0; g < t->groups; g++, out += GROUP * PANEL, code += bytes)
         for (int q = 0; q < 64; q += 16) {
@@ -202,7 +202,7 @@ struct keys {
 /* Doubled codes in the order of Q_8. */
 static void key_codes(int8_t *code, float *scale, const uint8_t *key, size_t width)
 {
-    const int8x16_t table = e2m1_doubled();
+    const int8x16_t table = vld1q_s8(e2m1_doubled);
     for (size_t g = 0; g < width / GROUP; g++) {
         const uint8x16_t b = vld1q_u8(key + 16 * g);
         const int32x4_t even = vreinterpretq_s32_s8(low_nibbles(b, table));

@@ -56,13 +56,6 @@ void fast_index(const struct fast_ops *ops, float *score, const struct index_que
 /* `codes` for tiles in the panel's own order. */
 void fast_plain_tile(struct fast_tile *t, const uint8_t *code, const struct fast_codes *c);
 
-/* Doubled e2m1 values. */
-INLINE int8x16_t e2m1_doubled(void)
-{
-    static const int8_t value[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-    return vld1q_s8(value);
-}
-
 /* The two int8 words of 16 bytes of codes. */
 INLINE int8x16_t low_nibbles(uint8x16_t b, int8x16_t table)
 {

@@ -54,7 +54,7 @@ INLINE void one_row(float *y, const struct fast_rows *rows, size_t i, const stru
 {
     const uint8_t *at = code;
     const int8_t *row = rows->code[i];
-    const size_t bytes = wformat_row_bytes(f, GROUP) * PANEL;
+    const size_t bytes = wformat_group_bytes(f);
     const bool ahead = codes || rows->n == 1; /* several rows share a tile or a piece of panel */
     float32x4x4_t sum = {{vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)}};
     if (!first)

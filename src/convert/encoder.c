@@ -10,7 +10,7 @@
 /* High effort works on what has f16 scales; the other formats are searched. */
 static const float *covariance_of(const struct encoder *x, const struct job *j)
 {
-    bool can = j->type->format == W_Q8 || wtype_levels(j->type->format) > 0;
+    bool can = j->type->format == W_Q8 || wformat_table(j->type->format) > 0;
     return can && x->effort == DSV4_EFFORT_HIGH ? covariance_find(x->importance, j->name) : NULL;
 }
 

@@ -259,7 +259,7 @@ static bool put_tables(const struct plan *p, json_t *tables)
 {
     for (size_t i = 0; i < p->n; i++) {
         const struct wtype *t = p->job[i].type;
-        size_t n = t ? wtype_levels(t->format) : 0;
+        size_t n = t ? wformat_table(t->format) : 0;
         if (n == 0 || json_object_get(tables, t->name))
             continue;
         json_t *list = json_array();

@@ -106,7 +106,7 @@ static int read_table(struct packing *p, const struct fields *tables, struct wty
                       dsv4_err *err)
 {
     int8_t *to = p->table[t - p->type];
-    size_t want = wtype_levels(t->format), n;
+    size_t want = wformat_table(t->format), n;
     int64_t *v = NULL;
     if (want == 0)
         return 0;

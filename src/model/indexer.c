@@ -84,14 +84,13 @@ static float head_weight(const struct batch *b, size_t row, size_t h)
 /* The codes of one head take their places in its panel (drawn in simd.h). */
 static void place_codes(int8_t *code, float *scale, const uint8_t *row, size_t width, size_t h)
 {
-    static const int8_t value[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
     size_t groups = width / GROUP;
     code += h / PANEL * width * PANEL + h % PANEL * 4;
     scale += h / PANEL * groups * PANEL + h % PANEL;
     for (size_t i = 0; i < width / 2; i++) {
         int8_t *at = code + i / 4 * 8 * PANEL + i % 4;
-        at[0] = value[row[i] & 15];
-        at[4 * PANEL] = value[row[i] >> 4];
+        at[0] = e2m1_doubled[row[i] & 15];
+        at[4 * PANEL] = e2m1_doubled[row[i] >> 4];
     }
     for (size_t g = 0; g < groups; g++)
         scale[g * PANEL] = 0.25f * e8m0_value(row[width / 2 + g]);
