@@ -30,7 +30,7 @@ struct run {
     uint64_t pieces;   /* of the shard */
     _Atomic uint64_t next, done;
     uint64_t marked; /* bytes done at the last mark */
-    double marked_time, shown_time;
+    double marked_time;
     _Atomic uint64_t zeroed; /* values that were NaN or infinite */
     atomic_bool stop, failed;
     int rc; /* of the lane that failed first */
@@ -244,12 +244,8 @@ static int look_up(struct run *r, dsv4_err *err)
 {
     double now = clock_seconds();
     uint64_t done = atomic_load(&r->done), every = r->opt->mark_bytes;
-    if (r->opt->progress && now - r->shown_time > 0.05) {
-        r->shown_time = now;
-        if (r->opt->progress(r->opt->progress_arg, done, r->plan->bytes))
-            return err_set(err, DSV4_INTERRUPTED,
-                           "interrupted; the same command goes on from here");
-    }
+    if (r->opt->progress && r->opt->progress(r->opt->progress_arg, done, r->plan->bytes))
+        return err_set(err, DSV4_INTERRUPTED, "interrupted; the same command goes on from here");
     if (now - r->marked_time < MARK_SECONDS && !(every > 0 && done - r->marked >= every))
         return 0;
     r->marked_time = now;
