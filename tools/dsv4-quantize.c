@@ -5,7 +5,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* ------------------------------------------------------------------ options */
 
@@ -150,16 +149,10 @@ static bool show_progress(void *arg, uint64_t done, uint64_t total)
         w->first = done;
     }
     double seconds = now - w->at, rate = seconds > 0.2 ? (double)(done - w->first) / seconds : 0;
-    char bar[25];
-    size_t full = total ? (size_t)((double)done / (double)total * (sizeof bar - 1)) : 0;
-    full = full < sizeof bar ? full : sizeof bar - 1;
-    memset(bar, '.', sizeof bar - 1);
-    memset(bar, '#', full);
-    bar[sizeof bar - 1] = 0;
     double left = rate > 0 ? (double)(total - done) / rate : 0;
-    status_show(&w->p->term, "[%s] %.2f of %.2f GB, %.0f MB/s, %.0f:%02.0f left", bar,
-                (double)done * 1e-9, (double)total * 1e-9, rate * 1e-6, (double)(int)(left / 60),
-                (double)((int)left % 60));
+    status_show(&w->p->term, "[%s] %.2f of %.2f GB, %.0f MB/s, %.0f:%02.0f left",
+                status_bar(done, total).text, (double)done * 1e-9, (double)total * 1e-9,
+                rate * 1e-6, (double)(int)(left / 60), (double)((int)left % 60));
     return interrupted();
 }
 

@@ -73,17 +73,9 @@ struct loading {
 static bool show_loading(void *arg, uint64_t done, uint64_t total)
 {
     struct loading *l = arg;
-    enum { WIDTH = 30 };
-    if (total > 0 && clock_seconds() - l->begin > 0.4) {
-        char bar[WIDTH + 1];
-        double part = (double)done / (double)total;
-        int n = (int)(part * WIDTH);
-        for (int i = 0; i < WIDTH; i++)
-            bar[i] = i < n ? '#' : '.';
-        bar[WIDTH] = 0;
-        status_show(l->term, "loading [%s] %3.0f%%  %.1f of %.1f GB", bar, 100 * part,
-                    (double)done * 1e-9, (double)total * 1e-9);
-    }
+    if (total > 0 && clock_seconds() - l->begin > 0.4)
+        status_show(l->term, "loading [%s] %3.0f%%  %.1f of %.1f GB", status_bar(done, total).text,
+                    100 * (double)done / (double)total, (double)done * 1e-9, (double)total * 1e-9);
     return interrupted();
 }
 

@@ -161,19 +161,16 @@ static void duration(double seconds, char to[32])
 
 void eval_progress_show(const struct eval_progress *g, uint64_t done, const char *format, ...)
 {
-    enum { WIDTH = 24 };
-    char bar[WIDTH + 1] = {0}, left[32] = "", text[96];
+    char left[32] = "", text[96];
     double part = g->total ? (double)done / (double)g->total : 1, now = clock_seconds() - g->begin;
-    for (int i = 0; i < WIDTH; i++)
-        bar[i] = i < (int)(part * WIDTH) ? '#' : '.';
     if (done > g->before)
         duration(now * (double)(g->total - done) / (double)(done - g->before), left);
     va_list ap;
     va_start(ap, format);
     vsnprintf(text, sizeof text, format, ap);
     va_end(ap);
-    status_show(g->term, "%s [%s] %3.0f%%%s%s%s  %s", g->what, bar, 100 * part, *left ? ", " : "",
-                left, *left ? " left" : "", text);
+    status_show(g->term, "%s [%s] %3.0f%%%s%s%s  %s", g->what, status_bar(done, g->total).text,
+                100 * part, *left ? ", " : "", left, *left ? " left" : "", text);
 }
 
 int eval_stopped(const struct eval *e, dsv4_err *err)

@@ -180,6 +180,16 @@ void status_show(struct terminal *t, const char *format, ...)
     t->status_at = now;
 }
 
+struct bar status_bar(uint64_t done, uint64_t total)
+{
+    struct bar b = {0};
+    const size_t width = sizeof b.text - 1;
+    size_t full = total > 0 ? (size_t)((double)done / (double)total * (double)width) : width;
+    for (size_t i = 0; i < width; i++)
+        b.text[i] = i < full ? '#' : '.';
+    return b;
+}
+
 void status_clear(struct terminal *t)
 {
     if (!t->status_on)

@@ -105,6 +105,11 @@ int stream_flush(struct stream *s, dsv4_err *err);
 /* A dim line on stderr that the next one replaces and that vanishes before anything else is shown.
  * Only on a terminal; drawn at most 20 times a second. */
 void status_show(struct terminal *t, const char *format, ...) PRINTF_LIKE(2, 3);
+/* "####...." for the part of something that is done. */
+struct bar {
+    char text[25];
+};
+struct bar status_bar(uint64_t done, uint64_t total);
 void status_clear(struct terminal *t);
 
 /* "PROGRAM: MESSAGE" on stderr. */

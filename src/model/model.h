@@ -25,7 +25,7 @@ enum { MAX_HC = 16, MAX_ENGRAM_COLUMNS = 512 };
 /* Rows first .. first + w.rows of a matrix as panels. */
 struct part {
     struct wmat w;
-    uint32_t first;
+    uint32_t first, node;
 };
 
 /* A weight matrix. After weights_load() most have parts, one a NUMA node, that together hold all rows;

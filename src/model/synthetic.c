@@ -54,17 +54,16 @@ static float normal(uint64_t *state)
 
 /* ------------------------------------------------------------------ blocks */
 
-static const int8_t q4_table[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-
 /* The root of the mean square of uniformly drawn codes. */
 static double code_size(enum wformat f)
 {
+    const int8_t *q4 = wtype_named("q4")->table;
     double sum = 0;
     int n = 0;
     for (int i = 0; i < 256; i++) {
         double v = f == W_E4M3 ? (i & 0x7f) == 0x7f ? 0 : (double)e4m3_value[i]
                    : f == W_Q8 ? i - 128
-                   : f == W_Q4 ? q4_table[i & 15]
+                   : f == W_Q4 ? q4[i & 15]
                                : (double)e2m1_value[i & 15];
         sum += v * v;
         n += f != W_E4M3 || (i & 0x7f) != 0x7f;
@@ -96,7 +95,7 @@ static void fill_scales(struct block *b, size_t n)
 {
     double size = 1 / (sqrt(b->cols) * code_size(b->format));
     int e = (int)lrint(log2(size));
-    bool half = b->format == W_Q8 || b->format == W_Q4;
+    bool half = wformat_has_halves(b->format);
     uint16_t f16 = (uint16_t)((e < -14 ? 1 : e > 0 ? 15 : e + 15) << 10);
     for (size_t i = 0; i < n; i++)
         if (half)
@@ -258,7 +257,7 @@ int synthetic_matrix(struct model *m, struct wmat *w, const char *name, uint64_t
         w->block_rows = 1;
         w->block_cols = GROUP;
     }
-    w->table = f == W_Q4 ? q4_table : NULL;
+    w->table = f == W_Q4 ? wtype_named("q4")->table : NULL;
     w->scales = b ? b->scales : NULL;
     if (b)
         share_rows(w, b);

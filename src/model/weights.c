@@ -70,6 +70,7 @@ static int shape_parts(struct model *m, struct pool *pool, uint64_t *bytes, dsv4
             if (from == to)
                 continue;
             part->first = (uint32_t)from;
+            part->node = k;
             part->w = panel_shape(&w->stored, to - from);
             bytes[k] += part_bytes(&part->w);
             part++;
@@ -98,16 +99,12 @@ static int place_parts(struct model *m, struct pool *pool, const uint64_t *bytes
         struct matrix *w = m->matrix[i];
         if (in_place(w, pool))
             continue;
-        uint32_t p = 0;
-        for (int k = 0; k < nodes && p < w->n_parts; k++) {
-            size_t from, to;
-            node_split(pool, w->rows, ROW_UNIT, k, &from, &to);
-            if (from == to)
-                continue;
-            struct wmat *part = &w->part[p++].w;
-            part->codes = at[k];
-            part->scales = at[k] + aligned(panel_count(part) * part->code_ld);
-            at[k] += part_bytes(part);
+        for (uint32_t p = 0; p < w->n_parts; p++) {
+            struct wmat *part = &w->part[p].w;
+            uint8_t **room = &at[w->part[p].node];
+            part->codes = *room;
+            part->scales = *room + aligned(panel_count(part) * part->code_ld);
+            *room += part_bytes(part);
         }
     }
     return 0;
@@ -207,19 +204,10 @@ static void pack(const struct lane *l, void *arg)
     }
 }
 
-/* The tensor's name is known to the store alone: found by the place of its codes. */
-static const struct tensor *tensor_of(const struct model *m, const struct matrix *w)
-{
-    for (size_t i = 0; i < store_count(m->store); i++)
-        if (store_at(m->store, i)->data == w->stored.codes)
-            return store_at(m->store, i);
-    return NULL;
-}
-
 static int outcome(const struct loading *s, dsv4_err *err)
 {
     const struct matrix *bad = atomic_load(&s->bad);
-    const struct tensor *t = bad ? tensor_of(s->m, bad) : NULL;
+    const struct tensor *t = bad ? store_find(s->m->store, bad->name) : NULL;
     if (t)
         return err_set(err, DSV4_REFUSED, "%s: %s holds a NaN, in its codes or its scales", t->path,
                        t->stored);
