@@ -70,11 +70,11 @@ int dsv4_convert(const char *src, const char *dst, const dsv4_convert_options *o
     struct output out;
     opt = opt ? opt : &defaults;
     TRY(conversion_open(&c, src, opt, err));
-    int lanes, rc = convert_lanes(&c.plan, opt, c.importance, &lanes, err);
+    int lanes, rc = convert_lanes(&c.plan, opt, &lanes, err);
     if (rc == 0)
         rc = output_open(&out, &c.plan, dst, opt->restart, err);
     if (rc == 0) {
-        rc = convert_run(&out, opt, c.importance, lanes, err);
+        rc = convert_run(&out, opt, lanes, err);
         if (rc == 0)
             rc = output_finish(&out, err);
         output_close(&out);

@@ -79,6 +79,8 @@ struct job {
     struct wmat in;            /* matrices: the source; .rows, .cols are those of the output, too */
     const struct wtype *type;  /* matrices: of the output; NULL for copies */
     struct wmat out;           /* matrices: panels without addresses */
+    /* importance_open(): of the inputs, [cols] and [cols][cols], or NULL */
+    const float *importance, *covariance;
     /* plan_layout() */
     uint32_t shard;
     uint64_t at[2], bytes[2]; /* of codes (or all data) and scales, in the shard's data */
@@ -129,20 +131,16 @@ void plan_mix(struct plan *p, const void *data, size_t n);
 
 /* ------------------------------------------------------------------ importance.c */
 
-/* A calibration file for the matrices that a plan encodes; refuses one that does not fit them, that knows none of
- * them, or (covariance) has no covariances. What it says becomes part of the plan's identity. */
+/* A calibration file for the matrices that a plan encodes, whose jobs point into it from then on; refuses one that
+ * does not fit them, that knows none of them, or (covariance) has no covariances. What it says becomes part of
+ * the plan's identity. */
 int importance_open(struct store **out, const char *file, struct plan *p, bool covariance,
                     dsv4_err *err);
-
-/* By NAME.weight: weights [cols] of the columns; covariance [cols][cols] of the inputs. NULL: not known. */
-const float *importance_find(const struct store *s, const char *weight);
-const float *covariance_find(const struct store *s, const char *weight);
 
 /* ------------------------------------------------------------------ encoder.c */
 
 /* What one lane encodes panels with. */
 struct encoder {
-    const struct store *importance; /* NULL: all columns alike */
     dsv4_effort effort;
     float *rows; /* [PANEL][cols], to be filled */
     float *errors;
@@ -158,10 +156,9 @@ struct encoder_needs {
     uint64_t bytes;
 };
 
-struct encoder_needs encoder_needs(const struct plan *p, const struct store *importance,
-                                   dsv4_effort effort);
-int encoder_open(struct encoder *x, const struct plan *p, const struct store *importance,
-                 dsv4_effort effort, dsv4_err *err);
+struct encoder_needs encoder_needs(const struct plan *p);
+int encoder_open(struct encoder *x, const struct encoder_needs *n, dsv4_effort effort,
+                 dsv4_err *err);
 void encoder_close(struct encoder *x);
 /* x->rows, plain->rows of them -> plain codes and scales as `plain` says (its addresses do not count). */
 void encoder_panel(struct encoder *x, const struct job *j, const struct wmat *plain, uint8_t *codes,
@@ -202,9 +199,7 @@ int file_sum(char **out, const char *path, dsv4_progress_fn progress, void *arg,
 /* ------------------------------------------------------------------ run.c */
 
 /* As many lanes as asked for, fewer where their buffers would take too much memory. */
-int convert_lanes(const struct plan *p, const dsv4_convert_options *opt,
-                  const struct store *importance, int *lanes, dsv4_err *err);
-int convert_run(struct output *o, const dsv4_convert_options *opt, const struct store *importance,
-                int lanes, dsv4_err *err);
+int convert_lanes(const struct plan *p, const dsv4_convert_options *opt, int *lanes, dsv4_err *err);
+int convert_run(struct output *o, const dsv4_convert_options *opt, int lanes, dsv4_err *err);
 
 #endif

@@ -7,23 +7,14 @@
 
 #define DAMPING 0.01f
 
-/* High effort works on what has f16 scales; the other formats are searched. */
-static const float *covariance_of(const struct encoder *x, const struct job *j)
-{
-    bool can = j->type->format == W_Q8 || wformat_table(j->type->format) > 0;
-    return can && x->effort == DSV4_EFFORT_HIGH ? covariance_find(x->importance, j->name) : NULL;
-}
-
 /* The inputs of w2 are an expert's own, those of w1 and w3 are its layer's: factors of both kinds are kept. */
 static int slot_of(const struct job *j)
 {
     return strstr(j->name, ".experts.") && strstr(j->name, ".w2.") ? 1 : 0;
 }
 
-struct encoder_needs encoder_needs(const struct plan *p, const struct store *importance,
-                                   dsv4_effort effort)
+struct encoder_needs encoder_needs(const struct plan *p)
 {
-    struct encoder x = {.importance = importance, .effort = effort};
     struct encoder_needs n = {0};
     for (size_t i = 0; i < p->n; i++) {
         const struct job *j = &p->job[i];
@@ -31,7 +22,7 @@ struct encoder_needs encoder_needs(const struct plan *p, const struct store *imp
         if (j->kind != JOB_ENCODE)
             continue;
         n.widest = cols > n.widest ? cols : n.widest;
-        if (covariance_of(&x, j) && cols > n.factor[slot_of(j)])
+        if (j->covariance && cols > n.factor[slot_of(j)])
             n.factor[slot_of(j)] = cols;
     }
     n.bytes = 2 * PANEL * sizeof(float) * (uint64_t)n.widest;
@@ -40,16 +31,15 @@ struct encoder_needs encoder_needs(const struct plan *p, const struct store *imp
     return n;
 }
 
-int encoder_open(struct encoder *x, const struct plan *p, const struct store *importance,
-                 dsv4_effort effort, dsv4_err *err)
+int encoder_open(struct encoder *x, const struct encoder_needs *n, dsv4_effort effort,
+                 dsv4_err *err)
 {
     static const char what[] = "rows of a matrix";
-    struct encoder_needs n = encoder_needs(p, importance, effort);
-    *x = (struct encoder){.importance = importance, .effort = effort};
-    TRY(mem_alloc(&x->rows, n.widest, PANEL * sizeof *x->rows, what, err));
-    TRY(mem_alloc(&x->errors, n.widest, PANEL * sizeof *x->errors, what, err));
+    *x = (struct encoder){.effort = effort};
+    TRY(mem_alloc(&x->rows, n->widest, PANEL * sizeof *x->rows, what, err));
+    TRY(mem_alloc(&x->errors, n->widest, PANEL * sizeof *x->errors, what, err));
     for (int i = 0; i < 2; i++)
-        TRY(mem_alloc(&x->factor[i].at, n.factor[i], n.factor[i] * sizeof *x->factor[i].at,
+        TRY(mem_alloc(&x->factor[i].at, n->factor[i], n->factor[i] * sizeof *x->factor[i].at,
                       "a covariance", err));
     return 0;
 }
@@ -62,14 +52,14 @@ void encoder_close(struct encoder *x)
     free(x->factor[1].at);
 }
 
-static const float *factor_of(struct encoder *x, const struct job *j, const float *covariance)
+static const float *factor_of(struct encoder *x, const struct job *j)
 {
     size_t cols = j->in.cols;
     struct factor *f = &x->factor[slot_of(j)];
-    if (f->of != covariance) {
-        memcpy(f->at, covariance, cols * cols * sizeof *f->at);
+    if (f->of != j->covariance) {
+        memcpy(f->at, j->covariance, cols * cols * sizeof *f->at);
         feedback_factor(f->at, cols, DAMPING);
-        f->of = covariance;
+        f->of = j->covariance;
     }
     return f->at;
 }
@@ -78,14 +68,13 @@ void encoder_panel(struct encoder *x, const struct job *j, const struct wmat *pl
                    uint8_t *scales)
 {
     size_t cols = j->in.cols;
-    const float *h = covariance_of(x, j), *importance = importance_find(x->importance, j->name);
-    if (h) {
+    if (j->covariance) {
         encode_feedback(codes, plain->code_ld, scales, plain->scale_ld, j->type, x->rows, cols,
-                        plain->rows, cols, factor_of(x, j, h), x->errors);
+                        plain->rows, cols, factor_of(x, j), x->errors);
         return;
     }
     for (size_t r = 0; r < plain->rows; r++)
         encode_row(codes + r * plain->code_ld, scales + r * plain->scale_ld, j->type,
-                   x->rows + r * cols, cols, importance,
+                   x->rows + r * cols, cols, j->importance,
                    x->effort == DSV4_EFFORT_ABSMAX ? EFFORT_ABSMAX : EFFORT_SEARCH);
 }

@@ -28,17 +28,13 @@ static const struct tensor *find(const struct store *s, const char *weight, cons
 
 static const float *values(const struct tensor *t)
 {
-    return t ? (const float *)(const void *)t->data : NULL;
+    return (const float *)(const void *)t->data;
 }
 
-const float *importance_find(const struct store *s, const char *weight)
+/* High effort works on what has f16 scales; the other formats are searched. */
+static bool has_feedback(const struct job *j)
 {
-    return s ? values(find(s, weight, "importance", false)) : NULL;
-}
-
-const float *covariance_find(const struct store *s, const char *weight)
-{
-    return s ? values(find(s, weight, "covariance", true)) : NULL;
+    return wformat_has_halves(j->type->format);
 }
 
 static int refuse(const struct tensor *t, const char *want, uint64_t n, dsv4_err *err)
@@ -66,29 +62,34 @@ int importance_open(struct store **out, const char *file, struct plan *p, bool c
                     dsv4_err *err)
 {
     struct store *s;
+    const char *first = "";
     size_t matched = 0, wanted = 0, products = 0;
     *out = NULL;
     TRY(store_open_file(&s, file, err));
     int rc = 0;
     for (size_t i = 0; i < p->n && rc == 0; i++) {
-        const struct job *j = &p->job[i];
+        struct job *j = &p->job[i];
         if (j->kind != JOB_ENCODE)
             continue;
-        wanted++;
+        if (wanted++ == 0)
+            first = j->name;
         const struct tensor *t = find(s, j->name, "importance", false);
         const struct tensor *h = covariance ? find(s, j->name, "covariance", true) : NULL;
         if (t && (rc = check(t, j->in.cols, 1, err)) == 0) {
             matched++;
+            j->importance = values(t);
             plan_mix(p, t->data, (size_t)t->bytes);
         }
-        if (h && rc == 0)
-            rc = check(h, j->in.cols, 2, err);
-        products += h != NULL;
+        if (h && rc == 0 && (rc = check(h, j->in.cols, 2, err)) == 0) {
+            products++;
+            j->covariance = has_feedback(j) ? values(h) : NULL;
+            plan_mix(p, h->data, j->in.cols * sizeof(float)); /* a row tells texts apart */
+        }
     }
     if (rc == 0 && wanted > 0 && matched == 0)
         rc = err_set(err, DSV4_REFUSED,
                      "%s: knows none of the %zu matrices that are to be encoded, such as %s", file,
-                     wanted, p->job[0].name);
+                     wanted, first);
     if (rc == 0 && covariance && wanted > 0 && products == 0)
         rc = err_set(err, DSV4_REFUSED,
                      "%s: has no covariances, which high effort needs; calibrate with them", file);

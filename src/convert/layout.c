@@ -333,10 +333,12 @@ int plan_index(const struct plan *p, char *const *sum, struct bytes *out, dsv4_e
         total += p->job[i].bytes[0] + p->job[i].bytes[1];
     TRY(bytes_printf(out, err, "{\n \"metadata\": {\n  \"total_size\": %llu,\n  \"sums\": {",
                      (unsigned long long)total));
+    const char *comma = "";
     for (size_t i = 0; i < p->n_shards; i++)
-        if (sum[i][0])
-            TRY(bytes_printf(out, err, "%s\n   \"%s\": \"%s\"", i ? "," : "", p->shard[i].name,
-                             sum[i]));
+        if (sum[i][0]) {
+            TRY(bytes_printf(out, err, "%s\n   \"%s\": \"%s\"", comma, p->shard[i].name, sum[i]));
+            comma = ",";
+        }
     TRY(bytes_text(out, "\n  }\n },\n \"weight_map\": {", err));
     for (size_t i = 0; i < p->n; i++) {
         const struct job *j = &p->job[i];

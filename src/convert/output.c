@@ -461,22 +461,6 @@ static int carry(const struct output *o, const char *name, dsv4_err *err)
     return rc;
 }
 
-static int sync_parent(const struct output *o, dsv4_err *err)
-{
-    char *slash = strrchr(o->final, '/');
-    char *dir =
-        slash ? strndup(o->final, slash == o->final ? 1 : (size_t)(slash - o->final)) : strdup(".");
-    if (!dir)
-        return err_memory(err, 0, "a path");
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0) { /* some file systems refuse it */
-        fsync(fd);
-        close(fd);
-    }
-    free(dir);
-    return 0;
-}
-
 static int write_rest(const struct output *o, dsv4_err *err)
 {
     struct bytes index = {0};
@@ -504,5 +488,6 @@ int output_finish(struct output *o, dsv4_err *err)
         return err_errno(err, DSV4_FAILED, o->partial, "sync");
     if (rename(o->partial, o->final) != 0)
         return err_errno(err, DSV4_FAILED, o->final, "give the finished directory its name");
-    return sync_parent(o, err);
+    file_sync_directory_of(o->final);
+    return 0;
 }

@@ -23,7 +23,6 @@ struct run {
     struct output *out;
     const struct plan *plan;
     const dsv4_convert_options *opt;
-    const struct store *importance;
     struct pool *pool;
     struct desk *desk; /* [lanes] */
     uint64_t *first;   /* [jobs of the largest shard + 1] number of a job's first piece */
@@ -310,6 +309,7 @@ static int run_shard(struct run *r, dsv4_err *err)
 /* The largest of every buffer over all jobs. */
 struct needs {
     size_t codes, scales, plain, plain_scales;
+    struct encoder_needs encoder;
 };
 
 static void raise(size_t *a, size_t b)
@@ -319,7 +319,7 @@ static void raise(size_t *a, size_t b)
 
 static struct needs needs_of(const struct plan *p)
 {
-    struct needs n = {.codes = STEP};
+    struct needs n = {.codes = STEP, .encoder = encoder_needs(p)};
     for (size_t i = 0; i < p->n; i++) {
         const struct job *j = &p->job[i];
         if (!by_panels(j))
@@ -334,12 +334,10 @@ static struct needs needs_of(const struct plan *p)
     return n;
 }
 
-int convert_lanes(const struct plan *p, const dsv4_convert_options *opt,
-                  const struct store *importance, int *lanes, dsv4_err *err)
+int convert_lanes(const struct plan *p, const dsv4_convert_options *opt, int *lanes, dsv4_err *err)
 {
     struct needs n = needs_of(p);
-    uint64_t each = n.codes + n.scales + n.plain + n.plain_scales +
-                    encoder_needs(p, importance, opt->effort).bytes;
+    uint64_t each = n.codes + n.scales + n.plain + n.plain_scales + n.encoder.bytes;
     uint64_t room = opt->max_ram ? opt->max_ram : mem_available() / 4;
     *lanes =
         opt->threads ? (int)(opt->threads < MAX_LANES ? opt->threads : MAX_LANES) : pool_cores();
@@ -366,7 +364,7 @@ static int open_desks(struct run *r, const struct needs *n, int lanes, dsv4_err 
         TRY(mem_alloc(&d->scales, n->scales, 1, what, err));
         TRY(mem_alloc(&d->plain, n->plain, 1, what, err));
         TRY(mem_alloc(&d->plain_scales, n->plain_scales, 1, what, err));
-        TRY(encoder_open(&d->encoder, r->plan, r->importance, r->opt->effort, err));
+        TRY(encoder_open(&d->encoder, &n->encoder, r->opt->effort, err));
     }
     return 0;
 }
@@ -385,14 +383,9 @@ static void close_desks(struct run *r, int lanes)
     free(r->first);
 }
 
-int convert_run(struct output *o, const dsv4_convert_options *opt, const struct store *importance,
-                int lanes, dsv4_err *err)
+int convert_run(struct output *o, const dsv4_convert_options *opt, int lanes, dsv4_err *err)
 {
-    struct run r = {.out = o,
-                    .plan = o->plan,
-                    .opt = opt,
-                    .importance = importance,
-                    .marked_time = clock_seconds()};
+    struct run r = {.out = o, .plan = o->plan, .opt = opt, .marked_time = clock_seconds()};
     struct needs n = needs_of(o->plan);
     for (size_t i = 0; i < o->shard; i++)
         r.done += o->plan->shard[i].bytes;

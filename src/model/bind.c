@@ -65,8 +65,6 @@ static int bind_attention(struct model *m, struct layer *L, dsv4_err *err)
     TRY(bind_vector(m, &L->kv_norm, c->head_dim, err, "layers.%u.attn.kv_norm.weight", l));
     TRY(bind_matrix(m, &L->wo_a, groups, heads / c->o_groups, err, "layers.%u.attn.wo_a.weight",
                     l));
-    if (c->o_lora % ROW_UNIT != 0)
-        TRY(bind_stay_plain(m, &L->wo_a, err)); /* its rows are used in groups (matrix_packs) */
     TRY(bind_matrix(m, &L->wo_b, c->d, groups, err, "layers.%u.attn.wo_b.weight", l));
     TRY(bind_vector(m, &L->sink, c->n_heads, err, "layers.%u.attn.attn_sink", l));
     if (L->kv_source) {

@@ -94,14 +94,6 @@ static int check_scales(const struct matrix *w, const struct tensor *t, dsv4_err
                    t->stored, (size_t)(bad - s->scales));
 }
 
-int bind_stay_plain(struct model *m, const struct matrix *w, dsv4_err *err)
-{
-    if (m->n_matrix == 0 || m->matrix[m->n_matrix - 1] != w)
-        return 0;
-    m->n_matrix--;
-    return check_scales(w, w->name ? store_find(m->store, w->name) : NULL, err);
-}
-
 int bind_matrix(struct model *m, struct matrix *out, uint64_t rows, uint64_t cols, dsv4_err *err,
                 const char *format, ...)
 {
@@ -116,7 +108,7 @@ int bind_matrix(struct model *m, struct matrix *out, uint64_t rows, uint64_t col
         TRY(model_own(m, &out->part, 1, sizeof *out->part, "weights", err));
         out->part->w = out->stored;
         out->n_parts = 1;
-    } else if (!panel_fits(&out->stored)) {
+    } else if (!panel_fits(&out->stored) || !matrix_packs(m->cfg, name)) {
         return check_scales(out, t, err);
     }
     TRY(mem_grow(&m->matrix, &m->cap_matrix, m->n_matrix + 1, sizeof *m->matrix, "a model", err));

@@ -164,8 +164,6 @@ int model_own(struct model *m, void *out_pointer, size_t n, size_t size, const c
 /* One named tensor as a matrix or as a vector of floats (bind_tensor.c). */
 int bind_matrix(struct model *m, struct matrix *out, uint64_t rows, uint64_t cols, dsv4_err *err,
                 const char *name, ...) PRINTF_LIKE(6, 7);
-/* The matrix that was bound last is used as it lies in the checkpoint, whatever its shape. */
-int bind_stay_plain(struct model *m, const struct matrix *w, dsv4_err *err);
 /* A matrix of which single rows are looked up: stays in the checkpoint. */
 int bind_table(struct model *m, struct wmat *out, uint64_t rows, uint64_t cols, dsv4_err *err,
                const char *name, ...) PRINTF_LIKE(6, 7);

@@ -261,7 +261,7 @@ int synthetic_matrix(struct model *m, struct wmat *w, const char *name, uint64_t
     w->scales = b ? b->scales : NULL;
     if (b)
         share_rows(w, b);
-    bool stays = !panel_fits(w) || (strstr(name, ".attn.wo_a.") && c->o_lora % ROW_UNIT != 0);
+    bool stays = !panel_fits(w) || !matrix_packs(c, name);
     return stays && !table && !s->o.shapes_only ? own_rows(m, w, b, err) : 0;
 }
 

@@ -156,8 +156,7 @@ int file_write_all(int fd, const char *shown, const void *data, size_t len, dsv4
     return 0;
 }
 
-/* Makes a finished rename survive a power loss; best effort, some file systems refuse it. */
-static void sync_directory_of(const char *path)
+void file_sync_directory_of(const char *path)
 {
     char dir[4096];
     const char *slash = strrchr(path, '/');
@@ -203,7 +202,7 @@ int file_aside_close(struct file_aside *f, bool keep, dsv4_err *err)
     if (!keep || rc != 0)
         unlink(f->aside);
     else
-        sync_directory_of(f->path);
+        file_sync_directory_of(f->path);
     free(f->aside);
     free(f->path);
     return rc;

@@ -103,6 +103,9 @@ int file_read_fd(int fd, const char *shown, size_t limit, char **data, size_t *l
  * mixture. */
 int file_write_atomic(const char *path, const void *data, size_t len, dsv4_err *err);
 
+/* Makes a rename to `path` survive a power loss; best effort, some file systems refuse it. */
+void file_sync_directory_of(const char *path);
+
 /* A file that is written aside and appears under its name when it is complete. */
 struct file_aside {
     int fd;
