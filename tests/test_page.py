@@ -236,25 +236,58 @@ def run(b, url):
     yield "no complaint of the content security policy, no exception"
 
 
-def main():
+def with_key(b, url):
+    """A server that wants a key: files wait for it, and are counted once it is there."""
+    files = "document.getElementById('files').textContent"
+    state = "document.getElementById('state').textContent"
+    paths = []
+    for name in ("one.txt", "two.txt"):
+        paths.append(temp.name + "/" + name)
+        with open(paths[-1], "w", encoding="utf-8") as f:
+            f.write("A fox.\n")
+    b.open(url)
+    b.wait(state + ".includes('API key is needed')")
+    b.files("pick-files", paths[:1])
+    b.wait(state + ".includes('cannot be counted')")
+    b.type("What is in it?")
+    b.js("document.getElementById('send').click()")
+    time.sleep(0.5)
+    assert b.js("document.querySelectorAll('.message').length") == 0
+    assert b.js("document.getElementById('input').value") == "What is in it?"
+    b.set("set-key", "secret-key-of-the-tests")
+    b.wait("/one.txt [(][1-9]/.test(%s)" % files)
+    assert "left out" not in b.js(files)
+    b.files("pick-files", paths[1:])
+    b.wait("/two.txt [(][1-9]/.test(%s)" % files)
+    yield "files behind a key"
+
+
+def served(*options):
+    """A server on a port of its own: the process, and its address once it listens."""
     env = dict(os.environ, DSV4_THREADS="2")
     env.pop("DSV4_MODEL", None)
     log = tempfile.TemporaryFile()
-    server = subprocess.Popen([PROGRAM, "--port", "0"], stderr=log, env=env)
+    server = subprocess.Popen([PROGRAM, "--port", "0", *options], stderr=log, env=env)
+    for _ in range(300):
+        log.seek(0)
+        m = re.search(rb"listening on http://\S+:(\d+)/", log.read())
+        if m:
+            return server, "http://127.0.0.1:%d/" % int(m[1])
+        time.sleep(0.1)
+    return server, None
+
+
+def main():
+    servers = []
     passed = failed = 0
     b = None
     try:
-        port = None
-        for _ in range(300):
-            log.seek(0)
-            m = re.search(rb"listening on http://\S+:(\d+)/", log.read())
-            if m:
-                port = int(m[1])
-                break
-            time.sleep(0.1)
         b = Browser()
-        for what in run(b, "http://127.0.0.1:%d/" % port):
-            passed += 1
+        for steps, options in ((run, ()), (with_key, ("--api-key", "secret-key-of-the-tests"))):
+            server, url = served(*options)
+            servers.append(server)
+            for what in steps(b, url):
+                passed += 1
     except Exception as e:
         failed += 1
         print("FAILED: the chat page after %d steps: %s: %s" % (passed, type(e).__name__, e))
@@ -264,8 +297,9 @@ def main():
         if b:
             b.p.kill()
             b.p.wait()
-        server.terminate()
-        server.wait(60)
+        for server in servers:
+            server.terminate()
+            server.wait(60)
     print("%d passed, %d failed" % (passed, failed))
     sys.exit(1 if failed else 0)
 

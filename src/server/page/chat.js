@@ -349,7 +349,7 @@ function regenerate(at) {
 
 /* attached: entries of Repo with `root`, the folder's name ("" for single files), in the order of the prompt. Sending
  * waits for `ready`. */
-let round = 0, ready = Promise.resolve();
+let round = 0, ready = Promise.resolve(true);
 
 const budget = () => settings.fileTokens || contextLength - Math.floor(contextLength / 4);
 
@@ -370,10 +370,14 @@ async function attach(list, folder) {
 function chooseAgain() {
   const mine = ++round;
   ready = Repo.choose(attached, budget(), tokens, () => mine !== round).then(() => {
-    if (mine !== round) return;
+    if (mine !== round) return false;
     showFiles();
     count();
-  }).catch(e => say("The tokens of the files cannot be counted: " + e.message, true));
+    return true;
+  }).catch(e => {
+    say("The tokens of the files cannot be counted: " + e.message, true);
+    return false;
+  });
 }
 
 function showFiles() {
@@ -389,7 +393,10 @@ function showFiles() {
   if (inside.length > SHOWN)
     lines.push(make("li", (inside.length - SHOWN) + " more (" +
                     inside.slice(SHOWN).reduce((n, a) => n + a.tokens, 0) + ")"));
-  for (const a of attached) if (a.why) out.set(a.why, [...(out.get(a.why) || []), a.path]);
+  for (const a of attached) if (a.why) {
+    if (!out.has(a.why)) out.set(a.why, []);
+    out.get(a.why).push(a.path);
+  }
   for (const [why, names] of out)
     lines.push(make("li", "left out, " + why + ": " + names.slice(0, NAMED).join(", ") +
                     (names.length > NAMED ? " and " + (names.length - NAMED) + " more" : ""), "out"));
@@ -441,13 +448,28 @@ for (const [id, name] of Object.entries(fields)) {
     settings[name] = e.type === "number" && name !== "seed" ? Number(e.value) : e.value;
     localStorage.setItem(SETTINGS, JSON.stringify(settings));
     theme();
+    if (name === "key") props();
     chooseAgain();
   });
 }
 
+/* Needs the key, if the server wants one. */
+function props() {
+  fetch("/props", {headers: headers()}).then(async r => {
+    if (r.ok) {
+      const p = await r.json();
+      contextLength = p.context_length;
+      say(p.model + ", " + p.context_length + " tokens");
+      if (attached.length) chooseAgain();
+    } else if (r.status === 401) { say("an API key is needed: Settings", true); }
+  }).catch(() => say("the server is not there", true));
+}
+
 $("form").addEventListener("submit", async e => {
   e.preventDefault();
-  for (let r; r !== ready;) await (r = ready);
+  let counted;
+  for (let r; r !== ready;) counted = await (r = ready);
+  if (!counted) { chooseAgain(); return; }  /* what is in is not known; the message stays */
   const text = $("input").value;
   if (running || (!text.trim() && !attached.length)) return;
   if (!current) {
@@ -483,7 +505,4 @@ if (matchMedia("(max-width: 45rem)").matches) $("side").classList.add("closed");
 theme();
 show();
 $("input").focus();
-fetch("/props", {headers: headers()}).then(async r => {
-  if (r.ok) { const p = await r.json(); contextLength = p.context_length; say(p.model + ", " + p.context_length + " tokens"); }
-  else if (r.status === 401) { say("an API key is needed: Settings", true); }
-}).catch(() => say("the server is not there", true));
+props();

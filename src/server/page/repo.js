@@ -190,17 +190,19 @@ const Repo = (() => {
 
   /* The part of the prompt that the file is, or why it is none. */
   async function read(e, count) {
-    let bytes;
+    let bytes, prompt;
     try { bytes = new Uint8Array(await e.file.arrayBuffer()); } catch { e.why = WHY.unreadable; }
     if (bytes && bytes.includes(0)) e.why = WHY.binary;
     if (!e.why) {
       try {
         const text = new TextDecoder("utf-8", {fatal: true, ignoreBOM: true}).decode(bytes);
-        e.prompt = "File: " + e.path + "\n" + text + (text && !text.endsWith("\n") ? "\n\n" : "\n");
+        prompt = "File: " + e.path + "\n" + text + (text && !text.endsWith("\n") ? "\n\n" : "\n");
       } catch { e.why = WHY.utf8; }
     }
     e.unfit = e.why !== "";
-    if (!e.unfit) e.tokens = await count(e.prompt);
+    if (e.unfit) return;
+    e.tokens = await count(prompt);
+    e.prompt = prompt;  /* both or none: counting may fail, and is tried again */
   }
 
   /* Files are taken, the smallest first, until one would make more than `budget` tokens: that one and all larger ones
