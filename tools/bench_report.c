@@ -8,25 +8,14 @@
 
 /* ------------------------------------------------------------------ reading results */
 
-static double real(const json_t *j, const char *key)
-{
-    return json_number_value(json_object_get(j, key));
-}
-
 static double of(const json_t *j, const char *key, const char *which)
 {
-    return real(json_object_get(j, key), which);
-}
-
-static const char *word(const json_t *j, const char *key)
-{
-    const char *s = json_string_value(json_object_get(j, key));
-    return s ? s : "?";
+    return real_of(json_object_get(j, key), which);
 }
 
 static bool is_prefill(const json_t *c)
 {
-    return strcmp(word(c, "kind"), "prefill") == 0;
+    return strcmp(word_of(c, "kind"), "prefill") == 0;
 }
 
 static const json_t *cases_of(const json_t *result)
@@ -57,18 +46,18 @@ static void show_head(struct stream *out, const json_t *r)
     char layers[400];
     const json_t *s = json_object_get(r, "slice");
     layers_text(layers, sizeof layers, json_object_get(s, "layers"));
-    stream_foreign(out, word(r, "model"), strlen(word(r, "model")));
+    stream_foreign(out, word_of(r, "model"), strlen(word_of(r, "model")));
     stream_foreign_end(out);
     stream_printf(out, " on %.0f threads, %s kernels%s; median of %.0f (least .. most)\n",
-                  real(r, "threads"), word(r, "kernels"),
+                  real_of(r, "threads"), word_of(r, "kernels"),
                   json_is_true(json_object_get(s, "exact")) ? ", exact" : "",
-                  real(r, "repetitions"));
+                  real_of(r, "repetitions"));
     stream_printf(out,
                   "slice       layers %s of %.0f; %.0f experts, weights of %.0f; vocabulary %.0f; "
                   "%s experts, %s elsewhere; %.2f GB\n",
-                  layers, of(r, "whole_model", "layers"), real(s, "experts"), real(s, "held"),
-                  real(s, "vocabulary"), word(s, "experts_format"), word(s, "dense_format"),
-                  real(s, "memory_bytes") * 1e-9);
+                  layers, of(r, "whole_model", "layers"), real_of(s, "experts"), real_of(s, "held"),
+                  real_of(s, "vocabulary"), word_of(s, "experts_format"),
+                  word_of(s, "dense_format"), real_of(s, "memory_bytes") * 1e-9);
 }
 
 static void show_spread(struct stream *out, const json_t *j, const char *key, double scale,
@@ -106,10 +95,10 @@ static void show_case(struct stream *out, const json_t *c)
                  100 * of(c, share, "median"), 100 * of(c, share, "min"),
                  100 * of(c, share, "max"));
     stream_printf(out, "%-8s %6.0f %8.0f   %9.2f (%.2f .. %.2f)  %8.1f %s  %-22s %9.2f%s\n",
-                  word(c, "kind"), real(c, "rows"), real(c, "depth"),
+                  word_of(c, "kind"), real_of(c, "rows"), real_of(c, "depth"),
                   of(c, "tokens_per_second", "median"), of(c, "tokens_per_second", "min"),
                   of(c, "tokens_per_second", "max"), of(c, speed, "median") * 1e-9,
-                  prefill ? "Gma/s" : "GB/s ", share_text, real(c, "whole_tokens_per_second"),
+                  prefill ? "Gma/s" : "GB/s ", share_text, real_of(c, "whole_tokens_per_second"),
                   json_is_true(json_object_get(c, "whole_has_unmeasured_kinds")) ? " ?" : "");
 }
 
@@ -140,7 +129,7 @@ static void show_operators(struct stream *out, const json_t *r)
     json_t *v;
     stream_printf(out, "\n%-16s", "time in percent");
     json_array_foreach(cases_of(r), i, c) stream_printf(
-        out, " %c%.0f@%.0f", is_prefill(c) ? 'p' : 'd', real(c, "rows"), real(c, "depth"));
+        out, " %c%.0f@%.0f", is_prefill(c) ? 'p' : 'd', real_of(c, "rows"), real_of(c, "depth"));
     stream_text(out, "\n");
     json_object_foreach(json_object_get(json_array_get(cases_of(r), 0), "operators"), op, v)
     {
@@ -149,7 +138,7 @@ static void show_operators(struct stream *out, const json_t *r)
         {
             char head[40];
             int width = snprintf(head, sizeof head, " %c%.0f@%.0f", is_prefill(c) ? 'p' : 'd',
-                                 real(c, "rows"), real(c, "depth"));
+                                 real_of(c, "rows"), real_of(c, "depth"));
             stream_printf(out, "%*.1f", width, 100 * of(c, "operators", op) / total(c));
         }
         stream_text(out, "\n");
@@ -163,15 +152,15 @@ static void show_whole(struct stream *out, const json_t *r)
     stream_printf(out,
                   "\nwhole model %.0f layers, %.1f GB of weights, %.2f GB read for a token; caches "
                   "%.2f GB at %.0f tokens, %.2f GB at %.0f; buffers %.2f GB\n",
-                  real(w, "layers"), real(w, "weights_bytes") * 1e-9,
-                  real(w, "bytes_per_token") * 1e-9, real(w, "cache_bytes") * 1e-9,
-                  real(w, "context"), real(w, "full_cache_bytes") * 1e-9, real(w, "full_context"),
-                  real(w, "buffer_bytes") * 1e-9);
-    if (real(w, "engram_table_bytes") > 0)
+                  real_of(w, "layers"), real_of(w, "weights_bytes") * 1e-9,
+                  real_of(w, "bytes_per_token") * 1e-9, real_of(w, "cache_bytes") * 1e-9,
+                  real_of(w, "context"), real_of(w, "full_cache_bytes") * 1e-9,
+                  real_of(w, "full_context"), real_of(w, "buffer_bytes") * 1e-9);
+    if (real_of(w, "engram_table_bytes") > 0)
         stream_printf(out, "            and %.1f GB of Engram tables, which may stay on disk\n",
-                      real(w, "engram_table_bytes") * 1e-9);
+                      real_of(w, "engram_table_bytes") * 1e-9);
     stream_printf(out, "            %s into the %.1f GB of this machine%s\n",
-                  fits ? "fits" : "does not fit", real(w, "available_bytes") * 1e-9,
+                  fits ? "fits" : "does not fit", real_of(w, "available_bytes") * 1e-9,
                   fits ? "" : ": the predicted speed is what it would be with enough memory");
 }
 
@@ -185,14 +174,14 @@ static void show_check(struct stream *out, const json_t *r)
     layers_text(layers, sizeof layers, json_object_get(check, "layers"));
     stream_printf(out,
                   "\nprediction for layers %s (weights of %.0f experts), and what was measured\n",
-                  layers, real(check, "held"));
-    json_array_foreach(json_object_get(check, "measured"), i, c)
-        stream_printf(out,
-                      "%-8s %6.0f %8.0f   %9.2f  %9.2f tokens/s  %+.1f %% (the machine meanwhile "
-                      "%+.1f %%)\n",
-                      word(c, "kind"), real(c, "rows"), real(c, "depth"),
-                      real(c, "predicted_tokens_per_second"), real(c, "measured_tokens_per_second"),
-                      100 * real(c, "error"), 100 * real(c, "machine_change"));
+                  layers, real_of(check, "held"));
+    json_array_foreach(json_object_get(check, "measured"), i, c) stream_printf(
+        out,
+        "%-8s %6.0f %8.0f   %9.2f  %9.2f tokens/s  %+.1f %% (the machine meanwhile "
+        "%+.1f %%)\n",
+        word_of(c, "kind"), real_of(c, "rows"), real_of(c, "depth"),
+        real_of(c, "predicted_tokens_per_second"), real_of(c, "measured_tokens_per_second"),
+        100 * real_of(c, "error"), 100 * real_of(c, "machine_change"));
 }
 
 int bench_text(struct program *p, const json_t *r, dsv4_err *err)
@@ -219,12 +208,12 @@ int bench_csv(struct program *p, const json_t *r, dsv4_err *err)
     json_array_foreach(cases_of(r), i, c)
     {
         bool prefill = is_prefill(c);
-        stream_printf(out, "%s,%.0f,%.0f,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g\n", word(c, "kind"),
-                      real(c, "rows"), real(c, "depth"), of(c, "tokens_per_second", "min"),
+        stream_printf(out, "%s,%.0f,%.0f,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g\n", word_of(c, "kind"),
+                      real_of(c, "rows"), real_of(c, "depth"), of(c, "tokens_per_second", "min"),
                       of(c, "tokens_per_second", "median"), of(c, "tokens_per_second", "max"),
                       of(c, prefill ? "multiply_adds_per_second" : "bytes_per_second", "median"),
                       of(c, prefill ? "share_of_int8" : "share_of_read", "median"),
-                      real(c, "whole_tokens_per_second"));
+                      real_of(c, "whole_tokens_per_second"));
     }
     return stream_flush(out, err);
 }
@@ -235,9 +224,10 @@ static const json_t *same_case(const json_t *old, const json_t *c)
 {
     size_t i;
     const json_t *o;
-    json_array_foreach(cases_of(old), i, o) if (strcmp(word(o, "kind"), word(c, "kind")) == 0 &&
-                                                real(o, "rows") == real(c, "rows") &&
-                                                real(o, "depth") == real(c, "depth")) return o;
+    json_array_foreach(cases_of(old), i,
+                       o) if (strcmp(word_of(o, "kind"), word_of(c, "kind")) == 0 &&
+                              real_of(o, "rows") == real_of(c, "rows") &&
+                              real_of(o, "depth") == real_of(c, "depth")) return o;
     return NULL;
 }
 
@@ -258,9 +248,9 @@ static void show_comparison(struct stream *out, const json_t *r, const json_t *o
     double read = of(json_object_get(r, "roofs"), "read_bytes_per_second", "median");
     double before = of(json_object_get(old, "roofs"), "read_bytes_per_second", "median");
     stream_printf(out, "\nagainst an earlier run (%s kernels, %.0f threads)\n",
-                  word(old, "kernels"), real(old, "threads"));
+                  word_of(old, "kernels"), real_of(old, "threads"));
     if (!json_equal(json_object_get(r, "slice"), json_object_get(old, "slice")) ||
-        strcmp(word(r, "model"), word(old, "model")) != 0)
+        strcmp(word_of(r, "model"), word_of(old, "model")) != 0)
         stream_text(out, "            of another slice or model: tokens/s are not comparable\n");
     if (before > 0)
         stream_printf(out, "machine     reads %+.1f %%\n", 100 * (read / before - 1));
@@ -269,8 +259,8 @@ static void show_comparison(struct stream *out, const json_t *r, const json_t *o
         const json_t *o = same_case(old, c);
         double was = o ? of(o, "tokens_per_second", "median") : 0;
         double now = of(c, "tokens_per_second", "median");
-        stream_printf(out, "%-8s %6.0f %8.0f   ", word(c, "kind"), real(c, "rows"),
-                      real(c, "depth"));
+        stream_printf(out, "%-8s %6.0f %8.0f   ", word_of(c, "kind"), real_of(c, "rows"),
+                      real_of(c, "depth"));
         if (was > 0)
             stream_printf(out, "%9.2f -> %9.2f tokens/s  %+.1f %%  %s\n", was, now,
                           100 * (now / was - 1), verdict(o, c));
@@ -325,7 +315,7 @@ static double place_y(const struct panel *p, double rate)
 
 static bool belongs(const struct panel *p, const json_t *c)
 {
-    return is_prefill(c) == p->prefill && real(c, "rows") == p->rows;
+    return is_prefill(c) == p->prefill && real_of(c, "rows") == p->rows;
 }
 
 static int draw_axes(struct bytes *b, const struct panel *p, dsv4_err *err)
@@ -351,14 +341,14 @@ static int draw_points(struct bytes *b, const struct panel *p, dsv4_err *err)
     const json_t *c;
     TRY(bytes_text(b, "<polyline class=\"s\" points=\"", err));
     json_array_foreach(cases_of(p->result), i, c) if (belongs(p, c))
-        TRY(bytes_printf(b, err, "%.1f,%.1f ", place_x(p, real(c, "depth")),
+        TRY(bytes_printf(b, err, "%.1f,%.1f ", place_x(p, real_of(c, "depth")),
                          place_y(p, of(c, "tokens_per_second", "median"))));
     TRY(bytes_text(b, "\"/>\n", err));
     json_array_foreach(cases_of(p->result), i, c)
     {
         if (!belongs(p, c))
             continue;
-        double x = place_x(p, real(c, "depth"));
+        double x = place_x(p, real_of(c, "depth"));
         TRY(bytes_printf(b, err,
                          "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\" class=\"s\"/>"
                          "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>"
@@ -367,7 +357,7 @@ static int draw_points(struct bytes *b, const struct panel *p, dsv4_err *err)
                          x, x, place_y(p, of(c, "tokens_per_second", "min")),
                          place_y(p, of(c, "tokens_per_second", "max")), x,
                          place_y(p, of(c, "tokens_per_second", "median")), x,
-                         p->y + PANEL_HEIGHT - BOTTOM + 18, real(c, "depth"), x,
+                         p->y + PANEL_HEIGHT - BOTTOM + 18, real_of(c, "depth"), x,
                          place_y(p, of(c, "tokens_per_second", "median")) - 8,
                          of(c, "tokens_per_second", "median")));
     }
@@ -382,7 +372,7 @@ static int draw_panel(struct bytes *b, struct panel *p, dsv4_err *err)
     json_array_foreach(cases_of(p->result), i, c) if (belongs(p, c))
     {
         p->most = fmax(p->most, 1.15 * of(c, "tokens_per_second", "max"));
-        p->deepest = fmax(p->deepest, real(c, "depth"));
+        p->deepest = fmax(p->deepest, real_of(c, "depth"));
     }
     TRY(draw_axes(b, p, err));
     return draw_points(b, p, err);
@@ -397,7 +387,7 @@ static int draw(struct bytes *body, const json_t *result, int *height, dsv4_err 
     json_array_foreach(cases_of(result), i, c)
     {
         p.prefill = is_prefill(c);
-        p.rows = real(c, "rows");
+        p.rows = real_of(c, "rows");
         bool drawn = false;
         json_array_foreach(cases_of(result), k, before) if (k < i) drawn =
             drawn || belongs(&p, before);

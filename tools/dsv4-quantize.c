@@ -232,7 +232,7 @@ static int run(struct values *v, struct program *p, int argc, char **argv, dsv4_
     if (!dst)
         return err_set(err, DSV4_USAGE, "where to? SOURCE DESTINATION, or --dry-run SOURCE");
     if (v->texts.n > 0) {
-        struct calibration c = {src, dst, &v->texts, v->covariance, v->threads, show_progress, &w};
+        struct calibration c = {src, dst, &v->texts, v->covariance, v->threads};
         return calibrate(p, &c, err);
     }
     return convert(p, src, dst, &o, &w, err);

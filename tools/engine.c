@@ -2,10 +2,8 @@
  * about speed afterwards. */
 #include "tools.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>

@@ -66,7 +66,6 @@ size_t eval_rows(const struct eval *e, const dsv4_engine *m);
 
 /* Sets a member. Takes the reference of `value`. */
 int eval_put(json_t *to, const char *key, json_t *value, dsv4_err *err);
-double eval_real(const json_t *from, const char *key); /* 0 where there is none */
 /* Sum of a member over all units. */
 double eval_sum(const json_t *units, const char *key);
 

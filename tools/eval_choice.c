@@ -404,8 +404,8 @@ static double agreement(const struct exam *x)
 {
     size_t same = 0;
     for (size_t i = 0; i < x->n_questions; i++)
-        same += eval_real(json_array_get(x->state.units, i), "best_per_byte") ==
-                eval_real(json_array_get(x->state.units, x->n_questions + i), "best_per_byte");
+        same += real_of(json_array_get(x->state.units, i), "best_per_byte") ==
+                real_of(json_array_get(x->state.units, x->n_questions + i), "best_per_byte");
     return (double)same / (double)x->n_questions;
 }
 

@@ -2,8 +2,6 @@
  * small model understands them too. */
 #include "eval_needle.h"
 
-#include <string.h>
-
 /* splitmix64 */
 static uint64_t next_random(uint64_t *state)
 {

@@ -3,7 +3,6 @@
 #include "eval.h"
 
 #include <dirent.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -133,17 +132,12 @@ int eval_put(json_t *to, const char *key, json_t *value, dsv4_err *err)
     return value && json_object_set_new(to, key, value) == 0 ? 0 : json_made(NULL, err);
 }
 
-double eval_real(const json_t *from, const char *key)
-{
-    return json_number_value(json_object_get(from, key));
-}
-
 double eval_sum(const json_t *units, const char *key)
 {
     double sum = 0;
     size_t i;
     const json_t *u;
-    json_array_foreach(units, i, u) sum += eval_real(u, key);
+    json_array_foreach(units, i, u) sum += real_of(u, key);
     return sum;
 }
 

@@ -3,7 +3,6 @@
  * are forks of one sequence that holds the hay. */
 #include "eval_needle.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -347,6 +346,8 @@ static int ask_all(struct grid *g, bool other, dsv4_err *err)
     TRY(make_ends(g, err));
     TRY(dsv4_seq_open(&g->base, g->m.engine, err));
     for (size_t seed = 0; seed < g->e->v.seeds; seed++) {
+        if (json_array_size(g->state.units) >= first + (seed + 1) * g->n_cells)
+            continue;
         TRY(begin_seed(g, g->e->v.first_seed + seed, err));
         for (size_t i = 0; i < g->n_cells; i++) {
             if ((n = json_array_size(g->state.units)) > first + seed * g->n_cells + i)
@@ -381,8 +382,8 @@ static double cell_share(const struct grid *g, size_t first, uint32_t length, ui
     double found = 0;
     for (size_t i = first; i < first + per_model(g); i++) {
         const json_t *u = json_array_get(g->state.units, i);
-        if (eval_real(u, "length") == length && eval_real(u, "depth") == depth)
-            found += eval_real(u, "correct");
+        if (real_of(u, "length") == length && real_of(u, "depth") == depth)
+            found += real_of(u, "correct");
     }
     return found / g->e->v.seeds;
 }

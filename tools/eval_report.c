@@ -5,48 +5,42 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *word(const json_t *j, const char *key)
-{
-    const char *s = json_string_value(json_object_get(j, key));
-    return s ? s : "?";
-}
-
 /* ------------------------------------------------------------------ perplexity */
 
 static void show_kl(struct stream *out, const json_t *r)
 {
     const json_t *kl = json_object_get(r, "kl");
-    double error = eval_real(kl, "mean_error");
+    double error = real_of(kl, "mean_error");
     stream_printf(out, "reference     perplexity %.6f, ratio %.6f\n",
-                  eval_real(r, "reference_perplexity"),
-                  eval_real(r, "perplexity") / eval_real(r, "reference_perplexity"));
-    stream_printf(out, "KL            mean %.4g", eval_real(kl, "mean"));
+                  real_of(r, "reference_perplexity"),
+                  real_of(r, "perplexity") / real_of(r, "reference_perplexity"));
+    stream_printf(out, "KL            mean %.4g", real_of(kl, "mean"));
     if (error > 0)
-        stream_printf(out, " +- %.1g (at least %.4g)", error, eval_real(kl, "mean_at_least"));
+        stream_printf(out, " +- %.1g (at least %.4g)", error, real_of(kl, "mean_at_least"));
     stream_printf(out, ", median %.3g, 99 %% below %.3g, at most %.3g nats\n",
-                  eval_real(kl, "median"), eval_real(kl, "p99"), eval_real(kl, "max"));
-    stream_printf(out, "same best     %.3f %% of tokens\n", 100 * eval_real(r, "same_top"));
+                  real_of(kl, "median"), real_of(kl, "p99"), real_of(kl, "max"));
+    stream_printf(out, "same best     %.3f %% of tokens\n", 100 * real_of(r, "same_top"));
 }
 
 void show_perplexity(struct stream *out, const json_t *r)
 {
     const json_t *files = json_object_get(r, "files"), *f;
     size_t i;
-    stream_printf(out, "perplexity    %.6f +- %.4f (%.0f tokens)\n", eval_real(r, "perplexity"),
-                  eval_real(r, "perplexity_error"), eval_real(r, "tokens"));
+    stream_printf(out, "perplexity    %.6f +- %.4f (%.0f tokens)\n", real_of(r, "perplexity"),
+                  real_of(r, "perplexity_error"), real_of(r, "tokens"));
     if (json_object_get(r, "kl"))
         show_kl(out, r);
-    stream_printf(out, "speed         %.0f tokens/s", eval_real(r, "tokens_per_second"));
+    stream_printf(out, "speed         %.0f tokens/s", real_of(r, "tokens_per_second"));
     if (json_object_get(r, "reference_tokens_per_second"))
-        stream_printf(out, ", reference %.0f", eval_real(r, "reference_tokens_per_second"));
+        stream_printf(out, ", reference %.0f", real_of(r, "reference_tokens_per_second"));
     stream_text(out, "\n");
     if (json_array_size(files) < 2)
         return;
     json_array_foreach(files, i, f)
     {
-        const char *path = word(f, "path");
-        stream_printf(out, "  %10.4f  %8.0f tokens  ", eval_real(f, "perplexity"),
-                      eval_real(f, "tokens"));
+        const char *path = word_of(f, "path");
+        stream_printf(out, "  %10.4f  %8.0f tokens  ", real_of(f, "perplexity"),
+                      real_of(f, "tokens"));
         stream_foreign(out, path, strlen(path));
         stream_foreign_end(out);
         stream_text(out, "\n");
@@ -58,7 +52,7 @@ void show_perplexity(struct stream *out, const json_t *r)
 static void show_model_name(struct stream *out, const json_t *r)
 {
     const json_t *m = json_object_get(r, "model");
-    const char *path = word(m, "path");
+    const char *path = word_of(m, "path");
     stream_foreign(out, path, strlen(path));
     stream_foreign_end(out);
     stream_text(out, json_is_true(json_object_get(m, "exact")) ? ", exact\n" : "\n");
@@ -69,17 +63,16 @@ void show_choice(struct stream *out, const json_t *r)
     size_t i;
     const json_t *m;
     stream_printf(out, "%.0f questions; right by log-likelihood, by log-likelihood a byte:\n",
-                  eval_real(r, "questions"));
+                  real_of(r, "questions"));
     json_array_foreach(json_object_get(r, "models"), i, m)
     {
         stream_printf(out, "  %6.2f %%   %6.2f %% +- %.2f   %6.0f tokens/s  ",
-                      100 * eval_real(m, "accuracy"), 100 * eval_real(m, "accuracy_per_byte"),
-                      100 * eval_real(m, "accuracy_per_byte_error"),
-                      eval_real(m, "tokens_per_second"));
+                      100 * real_of(m, "accuracy"), 100 * real_of(m, "accuracy_per_byte"),
+                      100 * real_of(m, "accuracy_per_byte_error"), real_of(m, "tokens_per_second"));
         show_model_name(out, m);
     }
     if (json_object_get(r, "same_answer"))
-        stream_printf(out, "the same answer to %.2f %%\n", 100 * eval_real(r, "same_answer"));
+        stream_printf(out, "the same answer to %.2f %%\n", 100 * real_of(r, "same_answer"));
 }
 
 /* ------------------------------------------------------------------ needles as characters */
@@ -129,12 +122,12 @@ void show_needle(struct stream *out, const json_t *r)
         show_model_name(out, m);
         show_grid(out, r, m);
         stream_printf(out, "found %.1f %% of %.0f; prompts %.0f tokens/s, answers %.1f tokens/s\n",
-                      100 * eval_real(m, "found"),
+                      100 * real_of(m, "found"),
                       (double)(json_array_size(json_object_get(r, "lengths")) *
                                json_array_size(json_object_get(r, "depths"))) *
-                          eval_real(r, "seeds"),
-                      eval_real(m, "prompt_tokens_per_second"),
-                      eval_real(m, "generated_tokens_per_second"));
+                          real_of(r, "seeds"),
+                      real_of(m, "prompt_tokens_per_second"),
+                      real_of(m, "generated_tokens_per_second"));
     }
 }
 
@@ -178,10 +171,10 @@ static int draw_grid(struct bytes *b, const json_t *r, const json_t *m, double t
     const json_t *model = json_object_get(m, "model");
     size_t l, d;
     TRY(bytes_printf(b, err, "<text x=\"%d\" y=\"%.0f\" class=\"t\">", LEFT, top + 24));
-    TRY(add_escaped(b, word(model, "path"), err));
+    TRY(add_escaped(b, word_of(model, "path"), err));
     TRY(bytes_printf(
         b, err, "%s: %.1f %% found</text>\n<text x=\"%d\" y=\"%.0f\" class=\"r\">depth</text>\n",
-        json_is_true(json_object_get(model, "exact")) ? ", exact" : "", 100 * eval_real(m, "found"),
+        json_is_true(json_object_get(model, "exact")) ? ", exact" : "", 100 * real_of(m, "found"),
         LEFT - 8, top + TOP - 8));
     json_array_foreach(lengths, l, v) TRY(
         bytes_printf(b, err, "<text x=\"%.0f\" y=\"%.0f\" class=\"m\">%.0f</text>\n",

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { STATE_LIMIT = 1 << 30 };
@@ -81,23 +80,20 @@ static int put_line(struct eval_state *s, const json_t *j, dsv4_err *err)
 
 static int open_file(struct eval_state *s, const char *path, const json_t *task, dsv4_err *err)
 {
-    char *text = NULL;
-    size_t len = 0, good = 0;
-    struct stat st;
+    char *text;
+    size_t len, good = 0;
     s->path = strdup(path);
     if (!s->path)
         return err_memory(err, strlen(path) + 1, "a path");
-    if (stat(path, &st) == 0) {
-        TRY(file_read(path, STATE_LIMIT, &text, &len, err));
-        int rc = take_lines(s, text, len, task, &good, err);
-        free(text);
-        TRY(rc);
-    }
-    s->fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    s->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (s->fd < 0)
         return err_errno(err, DSV4_FAILED, path, "open");
     if (flock(s->fd, LOCK_EX | LOCK_NB) != 0)
         return err_set(err, DSV4_FAILED, "%s: another run is using it", path);
+    TRY(file_read_fd(s->fd, path, STATE_LIMIT, &text, &len, err));
+    int rc = take_lines(s, text, len, task, &good, err);
+    free(text);
+    TRY(rc);
     if (ftruncate(s->fd, (off_t)good) != 0 || lseek(s->fd, 0, SEEK_END) < 0)
         return err_errno(err, DSV4_FAILED, path, "cut");
     return good == 0 ? put_line(s, task, err) : 0;

@@ -110,7 +110,6 @@ struct measure {
     struct side side[2]; /* the model; the one it is compared with */
     size_t vocab, rows;  /* of one call */
     dsv4_row *row;
-    int32_t *ids;
     struct kept_row kept;
     struct logits_file save, reference;
     bool saving, comparing; /* with files */
@@ -392,7 +391,7 @@ static int put_file(struct measure *x, json_t *list, size_t file, dsv4_err *err)
     int rc = own && j ? 0 : json_made(NULL, err);
     json_array_foreach(x->state.units, i, u)
     {
-        if (rc == 0 && (size_t)eval_real(u, "file") == file && json_array_append(own, u) != 0)
+        if (rc == 0 && (size_t)real_of(u, "file") == file && json_array_append(own, u) != 0)
             rc = json_made(NULL, err);
     }
     if (rc == 0)
@@ -444,7 +443,6 @@ static int set_up(struct measure *x, dsv4_err *err)
     if (eval_has_other(&e->v)) {
         TRY(open_side(x, true, err));
         TRY(same_tokens(x, err));
-        x->rows = eval_rows(e, x->side[0].m.engine);
     }
     TRY(read_texts(e, &x->texts, dsv4_engine_tokenizer(x->side[0].m.engine), err));
     TRY(put_task(x, err));

@@ -9,8 +9,6 @@ struct calibration {
     const struct opt_list *texts; /* files; "-": stdin */
     bool covariance;
     uint32_t threads;
-    dsv4_progress_fn progress;
-    void *progress_arg;
 };
 
 /* Runs the texts, one behind the other, writes the file, shows what experts saw. */

@@ -30,6 +30,14 @@ static int add_text(struct ids *all, const dsv4_engine *e, const char *path, dsv
     return rc;
 }
 
+static bool show_tokens(void *arg, uint64_t done, uint64_t total)
+{
+    struct program *p = arg;
+    status_show(&p->term, "[%s] %llu of %llu tokens", status_bar(done, total).text,
+                (unsigned long long)done, (unsigned long long)total);
+    return interrupted();
+}
+
 static int run_texts(struct program *p, dsv4_engine *e, const struct calibration *c, dsv4_err *err)
 {
     struct ids all = {0};
@@ -38,7 +46,7 @@ static int run_texts(struct program *p, dsv4_engine *e, const struct calibration
     for (size_t i = 0; i < c->texts->n && rc == 0; i++)
         rc = add_text(&all, e, c->texts->item[i], err);
     if (rc == 0) {
-        dsv4_calibrate_options o = {c->covariance, c->progress, c->progress_arg};
+        dsv4_calibrate_options o = {c->covariance, show_tokens, p};
         rc = dsv4_calibrate(e, all.id, all.n, c->file, &o, &json, err);
         status_clear(&p->term);
     }

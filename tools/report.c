@@ -247,3 +247,14 @@ int report_text(const json_t *value, struct bytes *out, dsv4_err *err)
     TRY(bytes_text(out, "", err));
     return put_object(out, value, 0, err);
 }
+
+double real_of(const json_t *from, const char *key)
+{
+    return json_number_value(json_object_get(from, key));
+}
+
+const char *word_of(const json_t *from, const char *key)
+{
+    const char *s = json_string_value(json_object_get(from, key));
+    return s ? s : "?";
+}

@@ -2,7 +2,6 @@
  * terminal, one status line (counter, progress) that comes and goes. Knows nothing about models. */
 #include "tools.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -252,6 +252,10 @@ double row_scale(const float *logits, size_t n);
 
 /* ------------------------------------------------------------------ report.c */
 
+/* Members of results: 0 and "?" where there is none. */
+double real_of(const json_t *from, const char *key);
+const char *word_of(const json_t *from, const char *key);
+
 /* JSON as a data sheet for people: members line by line, lists of objects as tables. */
 int report_text(const json_t *value, struct bytes *out, dsv4_err *err);
 

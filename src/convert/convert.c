@@ -1,8 +1,6 @@
 /* The public side of conversions: from options to a plan, from a plan to a directory. */
 #include "convert.h"
 
-#include <string.h>
-
 #define SHARD_BYTES ((uint64_t)4 << 30)
 
 /* Source and plan of one conversion. */

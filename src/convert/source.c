@@ -2,8 +2,6 @@
  * look at values that are no numbers. */
 #include "convert.h"
 
-#include "simd/codes.h"
-
 #include <stdlib.h>
 #include <string.h>
 

@@ -5,7 +5,6 @@
  * Knows tokens and who asked; what they mean is the business of the jobs' functions. */
 #include "sched.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>

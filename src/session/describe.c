@@ -3,7 +3,6 @@
 
 #include <jansson.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 /* jansson reports a lack of memory as NULL or -1 anywhere; one sticky flag says it at the end. */
 struct out {

@@ -2,7 +2,6 @@
 #include "session.h"
 
 #include <jansson.h>
-#include <stdlib.h>
 
 /* ORDER OPS: enum op (model.h) */
 static const char *const op_name[N_OPS] = {
