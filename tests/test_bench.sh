@@ -6,26 +6,15 @@ B=$(pwd)/${BUILD:-build/release}/dsv4-bench
 T=$(mktemp -d) || exit 1
 trap 'rm -rf "$T"' EXIT
 export DSV4_THREADS=2
-passed=0 failed=0
 [ -x "$B" ] || { echo "no program $B"; exit 1; }
 
-pass() { passed=$((passed + 1)); }
-fail() {
-    failed=$((failed + 1))
-    echo "FAILED: $1"
-    head -c 900 "$T/out" "$T/err" | sed 's/^/    /'
-}
+. tests/program.sh
 
 # bench CODE ARGS...: on the embedded model's config; what it said is in $T/out and $T/err
 bench() {
     code=$1
     shift
-    "$B" --as models/nano/config.json "$@" >"$T/out" 2>"$T/err"
-    got=$?
-    if [ $got -eq "$code" ]; then pass; else fail "$*: ended with $got, expected $code"; fi
-}
-says() {
-    if grep -qE -- "$2" "$T/$1"; then pass; else fail "std$1 does not match: $2"; fi
+    run "$code" "$B" --as models/nano/config.json "$@"
 }
 silent() {
     if [ -s "$T/$1" ]; then fail "std$1 is not empty"; else pass; fi
@@ -145,5 +134,4 @@ says out '^dsv4-bench [0-9]'
 bench 0 --help
 says out 'check-prediction'
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+closing_line

@@ -9,25 +9,14 @@ T=$(mktemp -d) || exit 1
 trap 'rm -rf "$T"' EXIT
 unset DSV4_MODEL
 export HOME="$T" DSV4_THREADS=2
-passed=0 failed=0
 [ -x "$Q" ] || { echo "no program $Q"; exit 1; }
 
-pass() { passed=$((passed + 1)); }
-fail() {
-    failed=$((failed + 1))
-    echo "FAILED: $1"
-    head -c 600 "$T/out" "$T/err" | sed 's/^/    /'
-}
+. tests/program.sh
 # quantize CODE ARGS...; what it said is in $T/out and $T/err
 quantize() {
     code=$1
     shift
-    "$Q" "$@" >"$T/out" 2>"$T/err"
-    got=$?
-    if [ $got -eq "$code" ]; then pass; else fail "$*: ended with $got, expected $code"; fi
-}
-says() {
-    if grep -qE -- "$2" "$T/$1"; then pass; else fail "std$1 does not match: $2"; fi
+    run "$code" "$Q" "$@"
 }
 # try WHAT COMMAND...
 try() {
@@ -202,5 +191,4 @@ quantize 3 "$T/source" "$T/moved"
 says err 'source: neither'
 if [ "$before" = "$(sums models/nano)" ]; then pass; else fail "the source has changed"; fi
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+closing_line

@@ -7,26 +7,15 @@ T=$(mktemp -d) || exit 1
 trap 'rm -rf "$T"' EXIT
 unset DSV4_MODEL
 export HOME="$T" DSV4_THREADS=1
-passed=0 failed=0
 [ -x "$D" ] || { echo "no program $D"; exit 1; }
 
-pass() { passed=$((passed + 1)); }
-fail() {
-    failed=$((failed + 1))
-    echo "FAILED: $1"
-    head -c 600 "$T/out" "$T/err" | sed 's/^/    /'
-}
+. tests/program.sh
 
 # dsv4 COMMAND CODE ARGS...: with the embedded model; what it said is in $T/out and $T/err
 dsv4() {
     command=$1 code=$2
     shift 2
-    "$D" "$command" -m models/nano --greedy "$@" >"$T/out" 2>"$T/err"
-    got=$?
-    if [ $got -eq "$code" ]; then pass; else fail "$command $*: ended with $got, expected $code"; fi
-}
-says() {
-    if grep -qE -- "$2" "$T/$1"; then pass; else fail "std$1 does not match: $2"; fi
+    run "$code" "$D" "$command" -m models/nano --greedy "$@"
 }
 
 dsv4 run 0 -n 40 "The capital of Cuba" </dev/null
@@ -104,5 +93,4 @@ What is my name?
 END
 says err 'talk: line'
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+closing_line
