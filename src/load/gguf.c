@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VERSION = 3, ALIGNMENT = 32, ALIGNMENT_MAX = 1 << 20, KEY_MAX = 1024, NAME_MAX_LEN = 127 };
+enum { ALIGNMENT_MAX = 1 << 20, KEY_MAX = 1024, NAME_MAX_LEN = 127 };
 
 static int refuse(const struct gguf *g, const char *what, uint64_t number)
 {
@@ -142,7 +142,7 @@ static int read_head(struct gguf *g)
     uint64_t n_meta = 0;
     g->at = 4;
     TRY(take(g, &version, sizeof version));
-    if (version != VERSION)
+    if (version != GGUF_VERSION)
         return refuse(g, "the version of the format is not 3", version);
     TRY(take(g, &g->n_tensors, sizeof g->n_tensors));
     TRY(take(g, &n_meta, sizeof n_meta));
@@ -186,71 +186,6 @@ void gguf_close(struct gguf *g)
     *g = (struct gguf){0};
 }
 
-/* ------------------------------------------------------------------ names */
-
-/* In the file, official. blk.N. and layers.N. stand before those of layers. */
-static const char *const top_names[][2] = {
-    {"token_embd.weight", "embed.weight"},     {"output_norm.weight", "norm.weight"},
-    {"output.weight", "head.weight"},          {"output_hc_fn.weight", "hc_head_fn"},
-    {"output_hc_base.weight", "hc_head_base"}, {"output_hc_scale.weight", "hc_head_scale"},
-};
-static const char *const layer_names[][2] = {
-    {"attn_q_a.weight", "attn.wq_a.weight"},
-    {"attn_q_b.weight", "attn.wq_b.weight"},
-    {"attn_kv.weight", "attn.wkv.weight"},
-    {"attn_output_a.weight", "attn.wo_a.weight"},
-    {"attn_output_b.weight", "attn.wo_b.weight"},
-    {"attn_q_a_norm.weight", "attn.q_norm.weight"},
-    {"attn_kv_a_norm.weight", "attn.kv_norm.weight"},
-    {"attn_sinks.weight", "attn.attn_sink"},
-    {"attn_norm.weight", "attn_norm.weight"},
-    {"ffn_norm.weight", "ffn_norm.weight"},
-    {"attn_compressor_kv.weight", "attn.compressor.wkv.weight"},
-    {"attn_compressor_gate.weight", "attn.compressor.wgate.weight"},
-    {"attn_compressor_ape.weight", "attn.compressor.ape"},
-    {"attn_compressor_norm.weight", "attn.compressor.norm.weight"},
-    {"indexer_compressor_kv.weight", "attn.indexer.compressor.wkv.weight"},
-    {"indexer_compressor_gate.weight", "attn.indexer.compressor.wgate.weight"},
-    {"indexer_compressor_ape.weight", "attn.indexer.compressor.ape"},
-    {"indexer_compressor_norm.weight", "attn.indexer.compressor.norm.weight"},
-    {"indexer.attn_q_b.weight", "attn.indexer.wq_b.weight"},
-    {"indexer.proj.weight", "attn.indexer.weights_proj.weight"},
-    {"hc_attn_fn.weight", "hc_attn_fn"},
-    {"hc_attn_base.weight", "hc_attn_base"},
-    {"hc_attn_scale.weight", "hc_attn_scale"},
-    {"hc_ffn_fn.weight", "hc_ffn_fn"},
-    {"hc_ffn_base.weight", "hc_ffn_base"},
-    {"hc_ffn_scale.weight", "hc_ffn_scale"},
-    {"ffn_gate_inp.weight", "ffn.gate.weight"},
-    {"exp_probs_b.bias", "ffn.gate.bias"},
-    {"ffn_gate_tid2eid.weight", "ffn.gate.tid2eid"},
-    {"ffn_gate_shexp.weight", "ffn.shared_experts.w1.weight"},
-    {"ffn_down_shexp.weight", "ffn.shared_experts.w2.weight"},
-    {"ffn_up_shexp.weight", "ffn.shared_experts.w3.weight"},
-    {"ffn_gate_exps.weight", "ffn.experts.%llu.w1.weight"},
-    {"ffn_down_exps.weight", "ffn.experts.%llu.w2.weight"},
-    {"ffn_up_exps.weight", "ffn.experts.%llu.w3.weight"},
-};
-
-static const char *name_in(const char *const (*table)[2], size_t n, const char *name)
-{
-    for (size_t i = 0; i < n; i++)
-        if (strcmp(table[i][0], name) == 0)
-            return table[i][1];
-    return NULL;
-}
-
-/* "blk.N." in front: N and what follows; false: it is not there. */
-static bool in_block(const char *name, unsigned long *block, const char **rest)
-{
-    char *end;
-    if (strncmp(name, "blk.", 4) != 0 || name[4] < '0' || name[4] > '9')
-        return false;
-    *block = strtoul(name + 4, &end, 10);
-    *rest = end + 1;
-    return *end == '.';
-}
-
 /* ------------------------------------------------------------------ tensors */
 
 struct entry {
@@ -261,19 +196,11 @@ struct entry {
 
 static int set_type(struct gguf *g, struct entry *e, uint32_t type)
 {
-    static const struct {
-        uint32_t id;
-        enum dtype dtype;
-    } plain[] = {{0, DTYPE_F32},  {1, DTYPE_F16},  {24, DTYPE_I8},  {25, DTYPE_I16},
-                 {26, DTYPE_I32}, {27, DTYPE_I64}, {28, DTYPE_F64}, {30, DTYPE_BF16}};
     struct tensor *t = &e->t;
     uint64_t inner = t->dim[t->rank - 1], cols = 1, bytes = 0;
-    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
-        if (plain[i].id == type) {
-            t->dtype = plain[i].dtype;
-            bytes = dtype_size(t->dtype);
-        }
-    if (bytes == 0) {
+    if (gguf_dtype(type, &t->dtype)) {
+        bytes = dtype_size(t->dtype);
+    } else {
         if (!(t->blocks = block_type_of(type)))
             return err_set(g->err, DSV4_REFUSED,
                            "%s: %.*s has the type %u of ggml, which is not known here", g->path,
@@ -358,10 +285,10 @@ static int add_experts(struct gguf *g, struct tensors *out, struct text_block **
     one.dim[0] = t->dim[1];
     one.dim[1] = t->dim[2];
     one.bytes = t->bytes / t->dim[0];
-    size_t w = (size_t)(strchr(format, '%') - format);
+    size_t w = (size_t)(strstr(format, GGUF_EXPERT) - format);
     for (uint64_t i = 0; i < t->dim[0]; i++, one.data += one.bytes) {
         snprintf(rest, sizeof rest, "%.*s%llu%s", (int)w, format, (unsigned long long)i,
-                 format + w + strlen("%llu"));
+                 format + w + strlen(GGUF_EXPERT));
         snprintf(name, sizeof name, "layers.%lu.%s", block, rest);
         TRY(add(g, out, texts, &one, name));
     }
@@ -373,19 +300,17 @@ static int add_entry(struct gguf *g, struct tensors *out, struct text_block **te
 {
     char name[NAME_MAX_LEN + 64];
     unsigned long block = 0;
-    const char *rest;
+    bool inner;
     struct tensor *t = &e->t;
     t->path = g->path;
     TRY(text_keep(texts, e->name.p, e->name.n, &t->stored, g->err));
-    bool inner = in_block(t->stored, &block, &rest);
+    const char *to = gguf_official(t->stored, &inner, &block);
     if (inner && block >= n_layers) /* drafting layers: not used */
         return 0;
-    const char *to = inner ? name_in(layer_names, sizeof layer_names / sizeof *layer_names, rest)
-                           : name_in(top_names, sizeof top_names / sizeof *top_names, t->stored);
     if (!to)
         return err_set(g->err, DSV4_REFUSED, "%s: a deepseek4 file has no tensor %s", g->path,
                        t->stored);
-    if (strchr(to, '%'))
+    if (strstr(to, GGUF_EXPERT))
         return add_experts(g, out, texts, t, block, to);
     if (inner)
         snprintf(name, sizeof name, "layers.%lu.%s", block, to);
@@ -395,7 +320,7 @@ static int add_entry(struct gguf *g, struct tensors *out, struct text_block **te
 static int read_tensors(struct gguf *g, struct entry *e, size_t n, struct tensors *out,
                         struct text_block **texts)
 {
-    double align = ALIGNMENT;
+    double align = GGUF_ALIGNMENT;
     uint32_t layers;
     const struct gguf_meta *m = gguf_find(g, "general.alignment");
     if (m && (!gguf_number(g, m, 0, &align) || align < 1 || align > ALIGNMENT_MAX ||

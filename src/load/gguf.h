@@ -52,4 +52,17 @@ bool gguf_text(const struct gguf *g, const struct gguf_meta *m, size_t *at, stru
 /* Layers of the model, without those for drafting. */
 int gguf_layers(const struct gguf *g, uint32_t *out);
 
+/* ------------------------------------------------------------------ gguf_names.c */
+
+enum { GGUF_VERSION = 3 };
+
+/* Stands where the official name of one of a fused tensor has the number of its expert. */
+#define GGUF_EXPERT "*"
+
+/* The official name for that of a file, for a tensor of layers (*inner) what follows layers.N.; NULL: no such. */
+const char *gguf_official(const char *stored, bool *inner, unsigned long *block);
+
+/* The type of elements with this number; false: blocks, or not known. */
+bool gguf_dtype(uint32_t id, enum dtype *out);
+
 #endif

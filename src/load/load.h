@@ -152,6 +152,20 @@ void store_close(struct store *s);
 int gguf_config(char **json, const char *file, dsv4_err *err);
 int gguf_tokenizer(char **json, const char *file, const char *const *patterns, dsv4_err *err);
 
+enum { GGUF_NAME_CAP = 64, GGUF_ALIGNMENT = 32 };
+
+/* What a tensor is called in a GGUF file. */
+struct gguf_name {
+    char text[GGUF_NAME_CAP];
+    int64_t expert; /* its place in a fused tensor; -1: it is one by itself */
+    uint64_t order; /* in which tensors stand in files */
+};
+
+/* False: deepseek4 files have no tensor like that. */
+bool gguf_name_of(struct gguf_name *out, const char *official);
+/* The number of a type of elements in GGUF files, which have F32 F16 BF16 F64 I8 I16 I32 I64. */
+uint32_t gguf_type_id(enum dtype t);
+
 /* NULL when there is none. O(1) or O(log n). */
 const struct tensor *store_find(const struct store *s, const char *name);
 size_t store_count(const struct store *s);
