@@ -1,113 +1,13 @@
 /* Conversions: the same logits where nothing is lost, the same bytes for any number of threads and
  * interruptions, what rules decide, and what is refused, by the converter and by the loader. */
+#include "convert_case.h"
 #include "src/convert/convert.h"
 #include "src/model/model.h"
-#include "suite.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#define NANO "models/nano"
-
-enum { N_IDS = 24 };
-
-/* ------------------------------------------------------------------ directories */
-
-static char tmp[] = "/tmp/dsv4-check-convert-XXXXXX";
-
-static void make_tmp(void)
-{
-    strcpy(tmp + strlen(tmp) - 6, "XXXXXX");
-    ck_assert_ptr_nonnull(mkdtemp(tmp));
-}
-
-static void remove_tmp(void)
-{
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", tmp);
-    ck_assert_int_eq(system(command), 0);
-}
-
-/* TMP/NAME; valid until the eighth call after. */
-static const char *in_tmp(const char *name)
-{
-    static char path[8][256];
-    static unsigned at;
-    char *p = path[at++ % 8];
-    snprintf(p, sizeof path[0], "%s/%s", tmp, name);
-    return p;
-}
-
-static void copy_dir(const char *from, const char *to)
-{
-    char command[512];
-    snprintf(command, sizeof command, "cp -r %s %s", from, to);
-    ck_assert_int_eq(system(command), 0);
-}
-
-static char *slurp(const char *dir, const char *name, size_t *len)
-{
-    char path[512], *text;
-    dsv4_err err;
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    OK(file_read(path, 1u << 30, &text, len, &err));
-    return text;
-}
-
-static void spill(const char *dir, const char *name, const char *text, size_t len)
-{
-    char path[512];
-    dsv4_err err;
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    OK(file_write_atomic(path, text, len, &err));
-}
-
-/* Every file of a is in b with the same bytes, and b has no others. */
-static void same_files(const char *a, const char *b)
-{
-    int n[2] = {0};
-    for (int i = 0; i < 2; i++) {
-        DIR *d = opendir(i ? b : a);
-        ck_assert_ptr_nonnull(d);
-        for (const struct dirent *x; (x = readdir(d));) {
-            if (x->d_name[0] == '.')
-                continue;
-            n[i]++;
-            size_t na, nb;
-            char *ta = slurp(a, x->d_name, &na), *tb = slurp(b, x->d_name, &nb);
-            ck_assert_msg(na == nb && memcmp(ta, tb, na) == 0, "%s differs", x->d_name);
-            free(ta);
-            free(tb);
-        }
-        closedir(d);
-    }
-    ck_assert_int_eq(n[0], n[1]);
-    ck_assert_int_ge(n[0], 3);
-}
-
-/* ------------------------------------------------------------------ logits */
-
-static float *logits_of(const char *dir, bool exact, bool paged, size_t *vocab)
-{
-    dsv4_err err;
-    dsv4_engine *e;
-    dsv4_seq *s;
-    dsv4_row row[N_IDS];
-    dsv4_options o = {.ctx = 64, .threads = 2, .exact = exact, .paged = paged};
-    OK(dsv4_open(&e, dir, &o, &err));
-    OK(dsv4_seq_open(&s, e, &err));
-    *vocab = dsv4_engine_vocab(e);
-    for (int i = 0; i < N_IDS; i++)
-        row[i] = (dsv4_row){s, (i * 37 + 5) % (int32_t)*vocab, i % 3 != 1};
-    float *x = calloc(N_IDS * *vocab, sizeof *x);
-    OK(dsv4_eval(e, row, N_IDS, x, &err));
-    dsv4_seq_close(s);
-    dsv4_close(e);
-    return x;
-}
 
 static const char *const lossless[] = {NANO,
                                        GOLDEN "v4-tiny",
@@ -172,7 +72,7 @@ static float *placed_logits(const char *dir, const char *machine, int nodes, siz
     float *x = calloc(N_IDS * *vocab, sizeof *x);
     batch_begin(b);
     for (int i = 0; i < N_IDS; i++)
-        batch_add(b, c, (i * 37 + 5) % (int32_t)*vocab, true);
+        batch_add(b, c, case_token(i, *vocab), true);
     b->logits = x;
     forward(pool, b);
     batch_close(b);
@@ -211,14 +111,6 @@ START_TEST(threads_do_not_matter)
     same_files(in_tmp("one"), in_tmp("three"));
 }
 END_TEST
-
-/* Lets a conversion live for some reports. */
-static bool stop_after(void *arg, uint64_t done, uint64_t total)
-{
-    int *left = arg;
-    ck_assert_uint_le(done, total);
-    return --*left <= 0;
-}
 
 START_TEST(goes_on_where_it_stopped)
 {
@@ -325,27 +217,18 @@ START_TEST(a_file_of_rules)
 {
     dsv4_err err;
     static const char text[] = "# a comment\n\n  layers.0.attn.wq_a=q8   # and why\nhead=q4\n";
-    spill(tmp, "rules", text, sizeof text - 1);
+    spill(in_tmp("."), "rules", text, sizeof text - 1);
     dsv4_convert_options o = {.rules_file = in_tmp("rules")};
     OK(dsv4_convert(NANO, in_tmp("out"), &o, &err));
     ck_assert_str_eq(type_in(in_tmp("out"), "layers.0.attn.wq_a"), "q8");
     ck_assert_str_eq(type_in(in_tmp("out"), "head"), "q4");
-    spill(tmp, "rules", "head=q4\nhead q5\n", 16);
+    spill(in_tmp("."), "rules", "head=q4\nhead q5\n", 16);
     ck_assert_int_eq(dsv4_convert(NANO, in_tmp("no"), &o, &err), DSV4_USAGE);
     ck_assert_msg(strstr(err.text, "line 2") != NULL, "%s", err.text);
 }
 END_TEST
 
 /* ------------------------------------------------------------------ refused */
-
-static void refuse(const char *src, const char *dst, const dsv4_convert_options *o, int status,
-                   const char *text)
-{
-    dsv4_err err = {0};
-    int rc = dsv4_convert(src, dst, o, &err);
-    ck_assert_msg(rc == status, "%s: %d: %s", text, rc, err.text);
-    ck_assert_msg(strstr(err.text, text) != NULL, "\"%s\" not in: %s", text, err.text);
-}
 
 START_TEST(wrong_options)
 {
