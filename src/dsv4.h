@@ -444,8 +444,10 @@ typedef struct dsv4_convert_options {
     size_t n_rules;
     dsv4_effort effort;
     const char *importance; /* a file of dsv4_calibrate */
-    uint64_t shard_bytes;   /* of one file; default 4 GiB */
-    uint64_t max_ram;       /* for buffers; default: a quarter of what is free */
+    /* how many experts of every layer stay, "128" or "50%": those that gave most to the importance's text */
+    const char *prune_experts;
+    uint64_t shard_bytes; /* of one file; default 4 GiB */
+    uint64_t max_ram;     /* for buffers; default: a quarter of what is free */
     uint64_t
         mark_bytes; /* at most so many have to be done again after an interruption; default: what is
                              done in ten seconds */
@@ -463,7 +465,7 @@ typedef struct dsv4_convert_options {
 DSV4_API int dsv4_convert(const char *src, const char *dst, const dsv4_convert_options *opt,
                           dsv4_err *err);
 
-/* What dsv4_convert would do, as JSON text; reads no weight. */
+/* What dsv4_convert would do, as JSON text; reads no weight but, to prune layers that route by token id, their routers. */
 DSV4_API int dsv4_convert_plan(const char *src, const dsv4_convert_options *opt, char **json,
                                dsv4_err *err);
 

@@ -120,6 +120,23 @@ says err 'empty is empty'
 quantize 2 --calibrate "$T/text" models/nano
 says err 'where to'
 
+# ------------------------------------------------------------------ fewer experts
+quantize 0 --prune-experts 75% --dense q8 --importance "$T/diagonal" models/nano "$T/twelve"
+says err '^12 of 16 experts of a layer stay; they gave [89][0-9].[0-9] % of .*, [0-9.]+ % in layer [0-7]$'
+"$D" info -m "$T/twelve" >"$T/out" 2>"$T/err"
+says out 'routed experts +576 '
+"$D" -m "$T/twelve" --greedy "$ask" >"$T/out" 2>"$T/err"
+says out 'Havana'
+quantize 0 --verify models/nano "$T/twelve"
+says out 'layers.0.ffn.experts.\*.w1 +e2m1 +12 '
+says out 'layers.0.ffn.gate +bf16 +1 +1536 +0'
+quantize 0 --dry-run --json --prune-experts 8 --importance "$T/diagonal" models/nano
+says out '"norm_kept_worst": 0\.[0-9]+'
+quantize 2 --prune-experts 1 --importance "$T/diagonal" models/nano "$T/no"
+says err 'every token goes to 2'
+quantize 2 --prune-experts 8 models/nano "$T/no"
+says err 'needs an importance file'
+
 # ------------------------------------------------------------------ what it refuses
 quantize 2
 quantize 2 models/nano

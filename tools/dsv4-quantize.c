@@ -12,7 +12,7 @@ enum { EFFORT_FAST, EFFORT_NORMAL, EFFORT_HIGH };
 
 struct values {
     bool help, version, json, quiet, dry_run, verify, allow_nan, restart, covariance;
-    const char *preset, *type, *experts, *dense, *head, *rules_file, *importance;
+    const char *preset, *type, *experts, *dense, *head, *rules_file, *importance, *prune;
     struct opt_list rules, texts;
     int effort;
     uint32_t threads;
@@ -48,6 +48,8 @@ static const struct opt rows[] = {
      "into later columns, which needs --importance with covariances"},
     {types_group, 0, "importance", OPT_TEXT, "FILE", 0, 0, 1, AT(importance), NULL, NULL,
      "what --calibrate wrote: errors are weighed by what columns are multiplied with"},
+    {types_group, 0, "prune-experts", OPT_TEXT, "N|N%", 0, 0, 1, AT(prune), NULL, NULL,
+     "how many experts of every layer stay: those that gave most to the text of --importance"},
     {types_group, 0, "allow-nan", OPT_FLAG, NULL, 0, 0, 1, AT(allow_nan), NULL, NULL,
      "NaN and infinite weights become zeros instead of being refused"},
 
@@ -173,6 +175,7 @@ static dsv4_convert_options convert_options(const struct values *v, struct watch
                   : v->effort == EFFORT_HIGH ? DSV4_EFFORT_HIGH
                                              : DSV4_EFFORT_SEARCH,
         .importance = v->importance,
+        .prune_experts = v->prune,
         .shard_bytes = v->shard_size,
         .max_ram = v->max_ram,
         .threads = v->threads,
@@ -190,9 +193,35 @@ static int dry_run(struct program *p, const char *src, const dsv4_convert_option
     return show_json(p, json, err);
 }
 
+/* Says which experts stay. */
+static int show_pruning(struct program *p, const char *src, const dsv4_convert_options *o,
+                        dsv4_err *err)
+{
+    char *json;
+    TRY(dsv4_convert_plan(src, o, &json, err));
+    json_t *plan = json_loads(json, 0, NULL), *x = json_object_get(plan, "pruning");
+    dsv4_free(json);
+    if (!x) {
+        json_decref(plan);
+        return err_memory(err, 0, "a plan");
+    }
+    stream_printf(&p->term.err,
+                  "%d of %d experts of a layer stay; they gave %.1f %% of the calibration's "
+                  "router-weighted norm, %.1f %% in layer %d\n",
+                  (int)json_integer_value(json_object_get(x, "kept")),
+                  (int)json_integer_value(json_object_get(x, "experts")),
+                  100 * json_real_value(json_object_get(x, "norm_kept_mean")),
+                  100 * json_real_value(json_object_get(x, "norm_kept_worst")),
+                  (int)json_integer_value(json_object_get(x, "worst_layer")));
+    json_decref(plan);
+    return 0;
+}
+
 static int convert(struct program *p, const char *src, const char *dst,
                    const dsv4_convert_options *o, struct watch *w, dsv4_err *err)
 {
+    if (o->prune_experts && !p->term.quiet)
+        TRY(show_pruning(p, src, o, err));
     w->begin = clock_seconds();
     int rc = dsv4_convert(src, dst, o, err);
     status_clear(&p->term);

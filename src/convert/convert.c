@@ -7,40 +7,68 @@
 struct conversion {
     struct source source;
     struct rules rules;
-    struct plan plan;
     struct store *importance; /* or NULL */
+    struct pruning *pruning;  /* or NULL */
+    struct plan plan;
 };
 
 static void conversion_close(struct conversion *c)
 {
-    store_close(c->importance);
     convert_plan_close(&c->plan);
+    pruning_close(c->pruning);
+    store_close(c->importance);
     rules_close(&c->rules);
     source_close(&c->source);
 }
 
-static int read_importance(struct conversion *c, const dsv4_convert_options *o, dsv4_err *err)
+static int check_options(const dsv4_convert_options *o, dsv4_err *err)
 {
-    bool high = o->effort == DSV4_EFFORT_HIGH;
-    plan_mix(&c->plan, &o->effort, sizeof o->effort);
-    if (o->importance)
-        return importance_open(&c->importance, o->importance, &c->plan, high, err);
-    if (high)
+    if (o->effort == DSV4_EFFORT_HIGH && !o->importance)
         return err_set(err, DSV4_USAGE,
                        "high effort needs an importance file with covariances (dsv4-quantize "
                        "--calibrate TEXT --covariance)");
+    if (o->prune_experts && !o->importance)
+        return err_set(err, DSV4_USAGE,
+                       "--prune-experts needs an importance file (dsv4-quantize --calibrate TEXT), "
+                       "which says what experts are used for");
     return 0;
+}
+
+static int read_importance(struct conversion *c, const dsv4_convert_options *o, dsv4_err *err)
+{
+    plan_mix(&c->plan, &o->effort, sizeof o->effort);
+    if (!o->importance)
+        return 0;
+    return importance_join(c->importance, o->importance, &c->plan, o->effort == DSV4_EFFORT_HIGH,
+                           err);
+}
+
+/* A file made with another number of experts knows others by the same names. */
+static int check_experts(const struct conversion *c, const char *file, dsv4_err *err)
+{
+    const struct tensor *t = store_find(c->importance, "layers.0.ffn.experts.norm");
+    if (!t || t->rank != 1 || t->dim[0] == c->source.cfg->n_experts)
+        return 0;
+    return err_set(err, DSV4_REFUSED, "%s: made of a model with %llu experts in a layer; %s has %u",
+                   file, (unsigned long long)t->dim[0], c->source.dir, c->source.cfg->n_experts);
 }
 
 static int conversion_open(struct conversion *c, const char *src, const dsv4_convert_options *o,
                            dsv4_err *err)
 {
     *c = (struct conversion){0};
+    TRY(check_options(o, err));
     int rc = rules_make(&c->rules, o, err);
     if (rc == 0)
         rc = source_open(&c->source, src, err);
+    if (rc == 0 && o->importance)
+        rc = store_open_file(&c->importance, o->importance, err);
+    if (rc == 0 && o->importance)
+        rc = check_experts(c, o->importance, err);
+    if (rc == 0 && o->prune_experts)
+        rc = pruning_choose(&c->pruning, &c->source, c->importance, o->prune_experts, err);
     if (rc == 0)
-        rc = convert_plan(&c->plan, &c->source, &c->rules, err);
+        rc = convert_plan(&c->plan, &c->source, &c->rules, c->pruning, err);
     if (rc == 0)
         rc = plan_layout(&c->plan, o->shard_bytes ? o->shard_bytes : SHARD_BYTES, err);
     if (rc == 0)

@@ -2,6 +2,7 @@
  * matrices are the panels that kernels stream, so that an engine maps them and starts.
  *
  *   source   what is read: a directory, its config, its tensors
+ *   prune    which experts stay, where fewer are asked for
  *   plan     which output tensor is made of what, in which type, at which byte of which shard; a list of
  *            jobs that may be changed until plan_layout()
  *   run      lanes take pieces of jobs in order and write them where they belong
@@ -61,10 +62,66 @@ void rules_close(struct rules *r);
 /* The rule that decides about a matrix; NULL: none does. */
 struct rule *rules_find(struct rules *r, const char *name, enum tensor_class c);
 
+/* ------------------------------------------------------------------ prune.c */
+
+enum { MATRIX_NAME = 256, MADE_A_LAYER = 4 };
+
+/* Fewer experts in every layer, as many in each. */
+struct pruning {
+    uint32_t before, kept, n_layers;
+    uint32_t *expert; /* [n_layers][kept], ascending: the source's numbers of those that stay */
+    double *
+        share; /* [n_layers] part of the router-weighted norm that those have, 0 .. 1; when chosen */
+    uint64_t unseen; /* experts that stay though the calibration's text gave them nothing */
+    uint32_t n_hash; /* layers that route by token id: the first */
+    uint32_t *heir;  /* [n_hash][before][kept] new numbers: who gets the tokens of one that goes */
+    bool drafts_go; /* drafting layers share the count of experts, but no calibration sees theirs */
+    struct tensor *
+        made; /* [n_layers][MADE_A_LAYER] tensors of routers as they will be; their data: the source's */
+    size_t n_made;
+};
+
+/* want: "128" or "50%" of every layer's experts stay, those with the largest norms of a calibration file.
+ * DSV4_USAGE: no such number, or fewer than a token has; DSV4_REFUSED: the file does not have them. */
+int pruning_choose(struct pruning **out, const struct source *s, const struct store *calibration,
+                   const char *want, dsv4_err *err);
+/* As the config of a converted directory says it was pruned when it was made of `before`; NULL: it was not. */
+int pruning_read(struct pruning **out, const struct source *pruned, const struct source *before,
+                 dsv4_err *err);
+void pruning_close(struct pruning *p);
+
+/* The experts of a layer that stay, [p->kept] ascending. */
+const uint32_t *pruning_kept(const struct pruning *p, uint32_t layer);
+
+enum fate {
+    FATE_STAYS,
+    FATE_GOES,
+    FATE_RENUMBERED, /* an expert's that stays */
+    FATE_ROUTER,     /* has something for every expert */
+};
+
+/* What becomes of a tensor of the source. *layer: of experts' and routers'; renamed, MATRIX_NAME bytes: for
+ * FATE_RENUMBERED. */
+enum fate pruning_fate(const struct pruning *p, const char *name, uint32_t *layer, char *renamed);
+
+/* A router's tensor as it will be, p's: rows, biases, token ids; rows that are not plain become F32. */
+int pruning_made(struct pruning *p, const struct source *s, const struct tensor *t,
+                 const struct tensor **out, dsv4_err *err);
+/* Its data, made->bytes of them. */
+int pruning_fill(uint8_t *out, const struct pruning *p, const struct source *s,
+                 const struct tensor *t, const struct tensor *made, dsv4_err *err);
+
+struct json_t;
+/* The number of experts in config.json, and what was done, which pruning_read() reads; false: no memory. */
+bool pruning_config(const struct pruning *p, struct json_t *root);
+/* What stays, in figures; NULL: no memory. */
+struct json_t *pruning_json(const struct pruning *p, uint64_t drafting_tensors);
+
 /* ------------------------------------------------------------------ plan.c */
 
 enum job_kind {
     JOB_COPY,   /* the bytes of the source */
+    JOB_ROUTER, /* what pruning makes of them, in one piece */
     JOB_PANELS, /* panels of the source stay: their bytes, codes and scales */
     JOB_PACK,   /* plain rows of the source in the same format, as panels */
     JOB_ENCODE, /* rows as floats, encoded, as panels */
@@ -75,10 +132,12 @@ struct job {
     enum job_kind kind;
     enum tensor_class class;
     const char *name;          /* of the tensor (a matrix: NAME.weight) */
-    const struct tensor *from; /* in the source */
-    struct wmat in;            /* matrices: the source; .rows, .cols are those of the output, too */
-    const struct wtype *type;  /* matrices: of the output; NULL for copies */
-    struct wmat out;           /* matrices: panels without addresses */
+    const struct tensor *from; /* in the source, where experts may have other numbers */
+    const struct tensor *to;  /* no matrix: dtype and shape of what is written; most often `from` */
+    struct wmat in;           /* matrices: the source; .rows, .cols are those of the output, too */
+    const uint32_t *pick;     /* [in.rows] rows of the source that JOB_ENCODE takes; NULL: all */
+    const struct wtype *type; /* matrices: of the output; NULL for copies */
+    struct wmat out;          /* matrices: panels without addresses */
     /* importance_open(): of the inputs, [cols] and [cols][cols], or NULL */
     const float *importance, *covariance;
     /* plan_layout() */
@@ -95,7 +154,10 @@ struct shard {
 
 struct plan {
     const struct source *source;
-    struct job *job; /* in the order of reading */
+    struct pruning *pruning; /* not the plan's; or NULL */
+    char *names;             /* of renumbered experts */
+    uint64_t drafts;         /* tensors of drafting layers that pruning leaves out */
+    struct job *job;         /* in the order of reading */
     size_t n;
     struct shard *shard;
     size_t n_shards;
@@ -104,8 +166,9 @@ struct plan {
     uint64_t identity; /* of source and plan: what a conversion under way can be continued with */
 };
 
-/* All tensors of the source with what the rules say. */
-int convert_plan(struct plan *p, const struct source *s, struct rules *r, dsv4_err *err);
+/* All tensors of the source with what the rules say, but for those that pruning (NULL: none) takes away. */
+int convert_plan(struct plan *p, const struct source *s, struct rules *r, struct pruning *pruning,
+                 dsv4_err *err);
 /* Sets the type of a matrix; false when it cannot be packed like that (columns no multiple of 32). */
 bool job_set_type(struct job *j, const struct wtype *type);
 void convert_plan_close(struct plan *p);
@@ -113,8 +176,6 @@ void convert_plan_close(struct plan *p);
 int convert_plan_json(const struct plan *p, char **json, dsv4_err *err);
 
 /* ------------------------------------------------------------------ layout.c */
-
-enum { MATRIX_NAME = 256 };
 
 /* The name of a matrix with "*" for the number of an expert; out has room for MATRIX_NAME bytes. */
 void star_expert(char *out, const char *matrix);
@@ -131,11 +192,15 @@ void plan_mix(struct plan *p, const void *data, size_t n);
 
 /* ------------------------------------------------------------------ importance.c */
 
-/* A calibration file for the matrices that a plan encodes, whose jobs point into it from then on; refuses one that
- * does not fit them, that knows none of them, or (covariance) has no covariances. What it says becomes part of
- * the plan's identity. */
-int importance_open(struct store **out, const char *file, struct plan *p, bool covariance,
+/* Tells the jobs of a plan that encode what a calibration file knows about their inputs; they point into the store
+ * from then on. Refuses one that does not fit them, that knows none of them, or (covariance) has no covariances.
+ * What it says becomes part of the plan's identity. `file` is for messages. */
+int importance_join(const struct store *s, const char *file, struct plan *p, bool covariance,
                     dsv4_err *err);
+
+/* A tensor of it: F32, n values, none of them negative or not finite. */
+int importance_vector(const float **out, const struct store *s, const char *name, uint64_t n,
+                      dsv4_err *err);
 
 /* ------------------------------------------------------------------ encoder.c */
 

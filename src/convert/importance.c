@@ -58,44 +58,50 @@ static int check(const struct tensor *t, uint64_t dim0, uint64_t rank, dsv4_err 
     return 0;
 }
 
-int importance_open(struct store **out, const char *file, struct plan *p, bool covariance,
+int importance_vector(const float **out, const struct store *s, const char *name, uint64_t n,
+                      dsv4_err *err)
+{
+    const struct tensor *t = store_find(s, name);
+    if (!t)
+        return err_set(err, DSV4_REFUSED, "the calibration file has no %s", name);
+    TRY(check(t, n, 1, err));
+    *out = values(t);
+    return 0;
+}
+
+int importance_join(const struct store *s, const char *file, struct plan *p, bool covariance,
                     dsv4_err *err)
 {
-    struct store *s;
     const char *first = "";
     size_t matched = 0, wanted = 0, products = 0;
-    *out = NULL;
-    TRY(store_open_file(&s, file, err));
-    int rc = 0;
-    for (size_t i = 0; i < p->n && rc == 0; i++) {
+    for (size_t i = 0; i < p->n; i++) {
         struct job *j = &p->job[i];
         if (j->kind != JOB_ENCODE)
             continue;
         if (wanted++ == 0)
-            first = j->name;
-        const struct tensor *t = find(s, j->name, "importance", false);
-        const struct tensor *h = covariance ? find(s, j->name, "covariance", true) : NULL;
-        if (t && (rc = check(t, j->in.cols, 1, err)) == 0) {
+            first = j->from->name;
+        const struct tensor *t = find(s, j->from->name, "importance", false);
+        const struct tensor *h = covariance ? find(s, j->from->name, "covariance", true) : NULL;
+        if (t) {
+            TRY(check(t, j->in.cols, 1, err));
             matched++;
             j->importance = values(t);
             plan_mix(p, t->data, (size_t)t->bytes);
         }
-        if (h && rc == 0 && (rc = check(h, j->in.cols, 2, err)) == 0) {
+        if (h) {
+            TRY(check(h, j->in.cols, 2, err));
             products++;
             j->covariance = has_feedback(j) ? values(h) : NULL;
             plan_mix(p, h->data, j->in.cols * sizeof(float)); /* a row tells texts apart */
         }
     }
-    if (rc == 0 && wanted > 0 && matched == 0)
-        rc = err_set(err, DSV4_REFUSED,
-                     "%s: knows none of the %zu matrices that are to be encoded, such as %s", file,
-                     wanted, first);
-    if (rc == 0 && covariance && wanted > 0 && products == 0)
-        rc = err_set(err, DSV4_REFUSED,
-                     "%s: has no covariances, which high effort needs; calibrate with them", file);
-    if (rc != 0)
-        store_close(s);
-    else
-        *out = s;
-    return rc;
+    if (wanted > 0 && matched == 0)
+        return err_set(err, DSV4_REFUSED,
+                       "%s: knows none of the %zu matrices that are to be encoded, such as %s",
+                       file, wanted, first);
+    if (covariance && wanted > 0 && products == 0)
+        return err_set(err, DSV4_REFUSED,
+                       "%s: has no covariances, which high effort needs; calibrate with them",
+                       file);
+    return 0;
 }

@@ -20,7 +20,7 @@ enum place { PLACE_CODES, PLACE_HALVES, PLACE_FP4, PLACE_8, PLACE_4, PLACE_2, PL
 static enum place place_of(const struct job *j, int part)
 {
     if (!j->type) {
-        size_t size = dtype_size(j->from->dtype);
+        size_t size = dtype_size(j->to->dtype);
         return size == 8 ? PLACE_8 : size == 4 ? PLACE_4 : size == 2 ? PLACE_2 : PLACE_1;
     }
     if (part == 0)
@@ -41,13 +41,13 @@ static int dims(struct bytes *b, const uint64_t *dim, uint32_t rank, dsv4_err *e
 static int entry(struct bytes *b, const struct job *j, int part, dsv4_err *err)
 {
     char name[MATRIX_NAME];
-    const char *dtype = j->type ? "U8" : dtype_name(j->from->dtype);
+    const char *dtype = j->type ? "U8" : dtype_name(j->to->dtype);
     uint64_t dim[TENSOR_MAX_RANK];
     uint32_t rank = 2;
     snprintf(name, sizeof name, "%s", j->name);
     if (!j->type) {
-        rank = j->from->rank;
-        memcpy(dim, j->from->dim, sizeof dim);
+        rank = j->to->rank;
+        memcpy(dim, j->to->dim, sizeof dim);
     } else {
         dim[0] = panel_count(&j->out);
         dim[1] = part ? j->out.scale_ld : j->out.code_ld;
@@ -103,10 +103,11 @@ static int build_shard(struct plan *p, struct shard *s, dsv4_err *err)
 
 static void set_sizes(struct job *j)
 {
-    j->bytes[0] = j->from->bytes;
     j->bytes[1] = 0;
-    if (!j->type)
+    if (!j->type) {
+        j->bytes[0] = j->to->bytes;
         return;
+    }
     uint64_t panels = panel_count(&j->out);
     j->bytes[0] = panels * j->out.code_ld;
     j->bytes[1] = panels * j->out.scale_ld;
@@ -306,7 +307,8 @@ int plan_config(struct plan *p, dsv4_err *err)
     free(x);
     if (text)
         json_object_del(text, key); /* it stands beside the text model's numbers */
-    if (!q || json_object_set_new(root, key, q) != 0)
+    if (!q || json_object_set_new(root, key, q) != 0 ||
+        (p->pruning && !pruning_config(p->pruning, root)))
         rc = err_memory(err, 0, "a config");
     free(p->config);
     p->config = NULL;

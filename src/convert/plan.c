@@ -94,6 +94,30 @@ static int by_place(const void *a, const void *b)
     return c ? c : (x->data > y->data) - (x->data < y->data);
 }
 
+/* What a router has for every expert: its rows encoded, where that loses nothing or is asked for; otherwise they
+ * stay plain, and so does all else. */
+static int add_router(struct plan *p, const struct source *s, struct rules *r,
+                      const struct tensor *t, uint32_t layer, dsv4_err *err)
+{
+    struct job *j = &p->job[p->n];
+    size_t before = p->n;
+    if (is_matrix(s, t, j->class)) {
+        TRY(add_matrix(p, s, r, t, j, err));
+        if (p->n > before && j->in.rows != p->pruning->before)
+            return tensor_refuse(t, "a row for every expert", err);
+        if (p->n > before && (j->kind == JOB_ENCODE || j->type->format == W_BF16)) {
+            j->kind = JOB_ENCODE;
+            j->pick = pruning_kept(p->pruning, layer);
+            j->in.rows = j->out.rows = p->pruning->kept;
+            return 0;
+        }
+    }
+    p->n = before + 1;
+    j->kind = JOB_ROUTER;
+    j->type = NULL;
+    return pruning_made(p->pruning, s, t, &j->to, err);
+}
+
 /* Is it the scales of a matrix that is packed? Then they are part of that job. */
 static bool belongs_to(const struct plan *p, const struct source *s, const struct tensor *t)
 {
@@ -120,7 +144,16 @@ static int add_tensor(struct plan *p, const struct source *s, struct rules *r,
                       const struct tensor *t, dsv4_err *err)
 {
     struct job *j = &p->job[p->n];
-    *j = (struct job){.class = tensor_class_of(t->name), .name = t->name, .from = t};
+    char renamed[MATRIX_NAME];
+    uint32_t layer;
+    *j = (struct job){.class = tensor_class_of(t->name), .name = t->name, .from = t, .to = t};
+    enum fate fate = p->pruning ? pruning_fate(p->pruning, t->name, &layer, renamed) : FATE_STAYS;
+    if (fate == FATE_GOES) {
+        p->drafts += j->class == CLASS_DRAFT;
+        return 0;
+    }
+    if (fate == FATE_ROUTER)
+        return add_router(p, s, r, t, layer, err);
     if (is_matrix(s, t, j->class)) {
         size_t before = p->n;
         TRY(add_matrix(p, s, r, t, j, err));
@@ -128,7 +161,6 @@ static int add_tensor(struct plan *p, const struct source *s, struct rules *r,
             return 0;
     }
     j->kind = JOB_COPY;
-    j->bytes[0] = t->bytes;
     p->n++;
     return 0;
 }
@@ -180,10 +212,30 @@ static int refuse_unmatched(const struct plan *p, const struct rule *rule, dsv4_
                    list);
 }
 
-int convert_plan(struct plan *p, const struct source *s, struct rules *r, dsv4_err *err)
+/* The numbers that experts have from now on; none has more digits than before. */
+static int renumber(struct plan *p, dsv4_err *err)
+{
+    char renamed[MATRIX_NAME];
+    uint32_t layer;
+    size_t bytes = 0;
+    for (size_t i = 0; i < p->n; i++)
+        bytes += strlen(p->job[i].name) + 1;
+    TRY(mem_alloc(&p->names, bytes, 1, "names", err));
+    char *at = p->names;
+    for (size_t i = 0; i < p->n; i++) {
+        if (pruning_fate(p->pruning, p->job[i].name, &layer, renamed) != FATE_RENUMBERED)
+            continue;
+        p->job[i].name = at;
+        at = stpcpy(at, renamed) + 1;
+    }
+    return 0;
+}
+
+int convert_plan(struct plan *p, const struct source *s, struct rules *r, struct pruning *pruning,
+                 dsv4_err *err)
 {
     size_t n = store_count(s->store), kept = 0;
-    *p = (struct plan){.source = s, .source_bytes = store_bytes(s->store)};
+    *p = (struct plan){.source = s, .pruning = pruning, .source_bytes = store_bytes(s->store)};
     TRY(mem_alloc(&p->job, n, sizeof *p->job, "a plan", err));
     int rc = 0;
     for (size_t i = 0; i < n && rc == 0; i++)
@@ -198,6 +250,8 @@ int convert_plan(struct plan *p, const struct source *s, struct rules *r, dsv4_e
         if (p->job[i].from)
             p->job[kept++] = p->job[i];
     p->n = kept;
+    if (rc == 0 && pruning)
+        rc = renumber(p, err);
     if (rc != 0) {
         convert_plan_close(p);
         return rc;
@@ -214,6 +268,7 @@ void convert_plan_close(struct plan *p)
     }
     free(p->shard);
     free(p->config);
+    free(p->names);
     free(p->job);
     *p = (struct plan){0};
 }
@@ -237,7 +292,7 @@ static uint64_t bytes_before(const struct plan *p, const struct job *j)
 {
     char name[MATRIX_NAME];
     const struct tensor *s = NULL;
-    if (j->type && scale_name(j->name, name, sizeof name))
+    if (j->type && scale_name(j->from->name, name, sizeof name))
         s = store_find(p->source->store, name);
     return j->from->bytes + (s ? s->bytes : 0);
 }
@@ -245,7 +300,8 @@ static uint64_t bytes_before(const struct plan *p, const struct job *j)
 static int add_line(struct line **line, size_t *n, size_t *cap, const struct plan *p,
                     const struct job *j, dsv4_err *err)
 {
-    const char *from = source_type(j), *to = j->type ? j->type->name : "as it is";
+    const char *from = source_type(j), *to = j->type ? j->type->name : dtype_name(j->to->dtype);
+    to = j->to == j->from && !j->type ? "as it is" : to;
     size_t i = 0;
     while (i < *n && ((*line)[i].class != j->class || strcmp((*line)[i].from, from) != 0 ||
                       strcmp((*line)[i].to, to) != 0))
@@ -299,6 +355,8 @@ int convert_plan_json(const struct plan *p, char **json, dsv4_err *err)
                                                       (json_int_t)line[i].before, "bytes",
                                                       (json_int_t)line[i].after)) == 0;
     free(line);
+    if (whole && p->pruning)
+        whole = json_object_set_new(root, "pruning", pruning_json(p->pruning, p->drafts)) == 0;
     int rc = whole ? json_write(json, root, JSON_INDENT(1), err) : err_memory(err, 0, "a plan");
     json_decref(root);
     return rc;

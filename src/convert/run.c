@@ -57,6 +57,8 @@ static uint64_t pieces_of(const struct job *j)
 {
     if (by_panels(j))
         return ceil_div(panel_count(&j->out), panels_a_piece(j));
+    if (j->kind == JOB_ROUTER)
+        return 1;
     return ceil_div(j->bytes[0], STEP) + ceil_div(j->bytes[1], STEP);
 }
 
@@ -131,13 +133,24 @@ static int copy_numbered(struct run *r, struct desk *d, const struct job *j, uin
     return copy_piece(r, d, j, part, from, (size_t)(left < STEP ? left : STEP), err);
 }
 
+static int router_piece(struct run *r, struct desk *d, const struct job *j, dsv4_err *err)
+{
+    size_t n = (size_t)j->bytes[0];
+    TRY(pruning_fill(d->codes, r->plan->pruning, r->plan->source, j->from, j->to, err));
+    TRY(settle(r, j, j->to->dtype, d->codes, n, d->codes, err));
+    TRY(output_write(r->out, file_at(r, j->at[0]), d->codes, n, err));
+    store_release(r->plan->source->store, j->from->data, (size_t)j->from->bytes);
+    atomic_fetch_add(&r->done, n);
+    return 0;
+}
+
 /* Row `row` of the matrix becomes row i of what is to be encoded. */
 static int read_row(struct run *r, struct desk *d, const struct job *j, size_t row, size_t i,
                     dsv4_err *err)
 {
     size_t cols = j->in.cols, bad = 0;
     float *x = d->encoder.rows + i * cols;
-    source_row(r->plan->source, &j->in, row, x);
+    source_row(r->plan->source, &j->in, j->pick ? j->pick[row] : row, x);
     for (size_t c = 0; c < cols; c++)
         bad += isfinite(x[c]) ? 0 : 1;
     if (bad > 0 && !r->opt->allow_nan)
@@ -224,6 +237,8 @@ static int make_piece(struct run *r, struct desk *d, uint64_t piece, dsv4_err *e
     }
     const struct job *j = &r->plan->job[s->first + lo];
     piece -= r->first[lo];
+    if (j->kind == JOB_ROUTER)
+        return router_piece(r, d, j, err);
     return by_panels(j) ? panels_piece(r, d, j, piece, err) : copy_numbered(r, d, j, piece, err);
 }
 
@@ -322,6 +337,8 @@ static struct needs needs_of(const struct plan *p)
     struct needs n = {.codes = STEP, .encoder = encoder_needs(p)};
     for (size_t i = 0; i < p->n; i++) {
         const struct job *j = &p->job[i];
+        if (j->kind == JOB_ROUTER)
+            raise(&n.codes, (size_t)j->bytes[0]);
         if (!by_panels(j))
             continue;
         raise(&n.codes, panels_a_piece(j) * j->out.code_ld);

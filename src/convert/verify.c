@@ -21,6 +21,7 @@ struct line {
 
 struct verify {
     const struct source *src, *dst;
+    struct pruning *pruning; /* what the destination says of itself; or NULL */
     struct pool *pool;
     const dsv4_convert_options *opt;
     struct line *line;
@@ -54,7 +55,8 @@ struct found {
 
 struct rows {
     const struct verify *v;
-    struct wmat w[2]; /* source, destination */
+    struct wmat w[2];     /* source, destination */
+    const uint32_t *pick; /* rows of the source that the destination has; NULL: all */
     struct found *lane;
 };
 
@@ -63,10 +65,10 @@ static void compare_rows(const struct lane *l, void *arg)
     struct rows *r = arg;
     struct found *f = &r->lane[l->id];
     size_t r0, r1;
-    lane_split(l, r->w[0].rows, PANEL, &r0, &r1);
+    lane_split(l, r->w[1].rows, PANEL, &r0, &r1);
     f->error = f->signal = f->largest = 0;
     for (size_t i = r0; i < r1; i++) {
-        source_row(r->v->src, &r->w[0], i, f->row[0]);
+        source_row(r->v->src, &r->w[0], r->pick ? r->pick[i] : i, f->row[0]);
         source_row(r->v->dst, &r->w[1], i, f->row[1]);
         for (size_t c = 0; c < r->w[0].cols; c++) {
             double d = fabs((double)f->row[1][c] - (double)f->row[0][c]);
@@ -142,59 +144,99 @@ static void release(const struct source *s, const char *name)
         store_release(s->store, t->data, (size_t)t->bytes);
 }
 
-static int compare_matrix(struct verify *v, const struct tensor *t, const char *name,
-                          const struct wtype *type, dsv4_err *err)
+/* A tensor of the source and what the destination made of it. */
+struct pair {
+    const struct tensor *t;
+    const char *as;           /* its name in the destination */
+    const struct wtype *type; /* there; NULL: not packed */
+    enum fate fate;
+    uint32_t layer; /* of routers */
+};
+
+static int compare_matrix(struct verify *v, const struct pair *x, dsv4_err *err)
 {
     struct rows r = {.v = v};
     struct found sum;
-    TRY(matrix_find(&r.w[0], v->src->store, v->src->cfg, t->name, 0, 0, err));
-    TRY(matrix_find(&r.w[1], v->dst->store, v->dst->cfg, t->name, 0, 0, err));
-    if (r.w[0].rows != r.w[1].rows || r.w[0].cols != r.w[1].cols) {
-        damaged(v, t->name, "has another shape than in the source");
+    char name[MATRIX_NAME];
+    TRY(matrix_find(&r.w[0], v->src->store, v->src->cfg, x->t->name, 0, 0, err));
+    TRY(matrix_find(&r.w[1], v->dst->store, v->dst->cfg, x->as, 0, 0, err));
+    uint32_t rows = r.w[0].rows;
+    if (x->fate == FATE_ROUTER && rows == v->pruning->before) {
+        r.pick = pruning_kept(v->pruning, x->layer);
+        rows = v->pruning->kept;
+    }
+    if (rows != r.w[1].rows || r.w[0].cols != r.w[1].cols) {
+        damaged(v, x->as, "has another shape than in the source");
         return 0;
     }
     TRY(compare_on_lanes(&r, &sum, err));
     if (isnan(sum.error) || (r.w[0].format == r.w[1].format && sum.error != 0 &&
                              wtype_of(&r.w[0]) == wtype_of(&r.w[1])))
-        damaged(v, t->name, "is not what the source has");
-    TRY(add(v, name, type->name, (uint64_t)r.w[0].rows * r.w[0].cols, &sum, err));
-    release(v->src, t->name);
-    release(v->dst, t->name);
-    return 0;
+        damaged(v, x->as, "is not what the source has");
+    matrix_name(x->as, name, sizeof name);
+    return add(v, name, x->type->name, (uint64_t)rows * r.w[0].cols, &sum, err);
 }
 
 /* What was copied has to be the same, but for values that were made zero. */
-static int compare_copy(struct verify *v, const struct tensor *t, dsv4_err *err)
+static void compare_bytes(struct verify *v, const struct pair *x, enum dtype dtype,
+                          const uint8_t *data, uint64_t n)
 {
-    const struct tensor *d = store_find(v->dst->store, t->name);
+    const struct tensor *d = store_find(v->dst->store, x->as);
     if (!d) {
-        damaged(v, t->name, "is missing");
-        return 0;
+        damaged(v, x->as, "is missing");
+        return;
     }
-    bool same = d->dtype == t->dtype && d->bytes == t->bytes &&
-                memcmp(d->data, t->data, (size_t)t->bytes) == 0;
-    if (!same &&
-        (d->bytes != t->bytes || bad_values(t->dtype, t->data, (size_t)t->bytes, NULL) == 0))
-        damaged(v, t->name, "is not what the source has");
-    release(v->src, t->name);
-    release(v->dst, t->name);
-    (void)err;
-    return 0;
+    bool same = d->dtype == dtype && d->bytes == n && memcmp(d->data, data, (size_t)n) == 0;
+    if (!same && (d->bytes != n || bad_values(dtype, data, (size_t)n, NULL) == 0))
+        damaged(v, x->as, "is not what the source has");
+}
+
+static int compare_router(struct verify *v, const struct pair *x, dsv4_err *err)
+{
+    const struct tensor *made;
+    uint8_t *data;
+    TRY(pruning_made(v->pruning, v->src, x->t, &made, err));
+    TRY(mem_alloc(&data, 1, made->bytes, "a router", err));
+    int rc = pruning_fill(data, v->pruning, v->src, x->t, made, err);
+    if (rc == 0)
+        compare_bytes(v, x, made->dtype, data, made->bytes);
+    free(data);
+    return rc;
+}
+
+/* How the destination packs a tensor, or the matrix whose scales it is (*scale). */
+static const struct wtype *type_there(const struct verify *v, const char *as, bool *scale)
+{
+    char name[MATRIX_NAME];
+    size_t n = strlen(as);
+    *scale = n > 6 && n < sizeof name && strcmp(as + n - 6, ".scale") == 0;
+    if (*scale)
+        snprintf(name, sizeof name, "%.*s", (int)(n - 6), as);
+    else if (!matrix_name(as, name, sizeof name))
+        return NULL;
+    return packing_type(v->dst->cfg->packing, name);
 }
 
 static int compare(struct verify *v, const struct tensor *t, dsv4_err *err)
 {
-    char name[MATRIX_NAME], weight[MATRIX_NAME + 8];
-    size_t n = strlen(t->name);
-    const struct wtype *type = NULL;
-    if (n > 6 && n < sizeof name && strcmp(t->name + n - 6, ".scale") == 0) {
-        snprintf(weight, sizeof weight, "%.*s", (int)(n - 6), t->name);
-        if (packing_type(v->dst->cfg->packing, weight))
-            return 0; /* with its matrix */
-    }
-    if (matrix_name(t->name, name, sizeof name))
-        type = packing_type(v->dst->cfg->packing, name);
-    TRY(type ? compare_matrix(v, t, name, type, err) : compare_copy(v, t, err));
+    char renamed[MATRIX_NAME];
+    bool scale;
+    struct pair x = {.t = t, .as = t->name};
+    if (v->pruning)
+        x.fate = pruning_fate(v->pruning, t->name, &x.layer, renamed);
+    if (x.fate == FATE_RENUMBERED)
+        x.as = renamed;
+    x.type = type_there(v, x.as, &scale);
+    if (x.fate == FATE_GOES || (scale && x.type)) /* packed scales: with their matrix */
+        return step(v, t->bytes, err);
+    if (x.type)
+        TRY(compare_matrix(v, &x, err));
+    else if (x.fate == FATE_ROUTER)
+        TRY(compare_router(v, &x, err));
+    else
+        compare_bytes(v, &x, t->dtype, t->data, t->bytes);
+    release(v->src, t->name);
+    release(v->dst, x.as);
     return step(v, t->bytes, err);
 }
 
@@ -275,6 +317,8 @@ static int verify_all(struct verify *v, char **json, dsv4_err *err)
 {
     v->out = json_pack("{s:s, s:[]}", "destination", v->dst->dir, "shards");
     TRY(check_sums(v, err));
+    if (v->src->store)
+        TRY(pruning_read(&v->pruning, v->dst, v->src, err));
     v->all = v->src->store ? store_bytes(v->src->store) : 0;
     for (size_t i = 0; v->src->store && i < store_count(v->src->store); i++)
         TRY(compare(v, store_at(v->src->store, i), err));
@@ -300,6 +344,7 @@ int dsv4_convert_verify(const char *src, const char *dst, const dsv4_convert_opt
         rc = err_set(err, DSV4_REFUSED, "%s: %s", dst, v.damage);
     json_decref(v.out);
     free(v.line);
+    pruning_close(v.pruning);
     pool_close(v.pool);
     source_close(&s[1]);
     source_close(&s[0]);
