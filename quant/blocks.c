@@ -217,6 +217,14 @@ void block_decode(const struct block_type *t, float *out, const uint8_t *row, si
         t->decode(out + c, row);
 }
 
+void row_floats(const struct kernels *k, float *out, const struct wmat *w, size_t r)
+{
+    if (w->blocks)
+        block_decode(w->blocks, out, w->codes + r * w->code_ld, w->cols);
+    else
+        k->decode(out, w, r);
+}
+
 void block_encode_span(uint8_t *codes, uint8_t *scales, const struct wmat *w, size_t row, size_t at,
                        size_t cols)
 {

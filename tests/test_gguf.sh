@@ -1,11 +1,14 @@
 #!/bin/sh
-# A golden model as a GGUF file without loss (golden-gguf/model.py) says the same as its directory. The package
-# `gguf` that writes the file comes from PyPI; without Python or PyPI this is one skipped test.
+# GGUF files against directories: a golden model without loss (golden-gguf/model.py), made-up ones of every type
+# (golden-gguf/made.py). The package `gguf` that writes the files comes from PyPI; without Python or PyPI this is
+# one skipped test.
+set -u
 build=${BUILD:-build/release}
+D=$build/dsv4
 venv=build/venv/gguf
 skip()
 {
-    echo "SKIP GGUF file against its directory: $1"
+    echo "SKIP GGUF files against directories: $1"
     echo "0 passed, 0 failed, 1 skipped"
     exit 0
 }
@@ -17,31 +20,52 @@ if ! [ -e "$venv/complete" ]; then
         gguf==0.19.0 >"$venv/log" 2>&1 || skip "PyPI gives no gguf==0.19.0 (see $venv/log)"
     touch "$venv/complete"
 fi
-tmp=$(mktemp -d)
-trap 'rm -rf "$tmp"' EXIT
-passed=0 failed=0
-"$venv/bin/python" -B tests/golden-gguf/model.py tests/golden/v4-tiny "$tmp/tiny.gguf" || exit 1
+T=$(mktemp -d) || exit 1
+trap 'rm -rf "$T"' EXIT
+unset DSV4_MODEL
+export HOME="$T" DSV4_THREADS=2
+. tests/program.sh
+
+# write MODEL|MADE ARGS...: a file by one of the scripts
+write() {
+    script=$1
+    shift
+    "$venv/bin/python" -B "tests/golden-gguf/$script.py" "$@" || exit 1
+}
+answer() { # MODEL TEXT
+    "$D" -m "$1" --exact --greedy -n 40 --ctx 512 "$2" 2>"$T/err"
+}
+
+# ------------------------------------------------------------------ without loss
+write model tests/golden/v4-tiny "$T/tiny.gguf"
 for text in "abc def ghi" "one, two and three" "Zebra 1234"; do
-    for from in tests/golden/v4-tiny "$tmp/tiny.gguf"; do
-        "$build/dsv4" -m "$from" --exact --greedy -n 40 --ctx 512 "$text" >"$tmp/out" 2>"$tmp/err" || {
-            cat "$tmp/err"
-            failed=$((failed + 1))
-        }
-        mv "$tmp/out" "$tmp/$(basename "$from").out"
-    done
-    if [ -s "$tmp/v4-tiny.out" ] && cmp -s "$tmp/v4-tiny.out" "$tmp/tiny.gguf.out"; then
-        passed=$((passed + 1))
+    answer tests/golden/v4-tiny "$text" >"$T/want"
+    answer "$T/tiny.gguf" "$text" >"$T/out"
+    if [ -s "$T/want" ] && cmp -s "$T/want" "$T/out"; then
+        pass
     else
-        echo "FAIL \"$text\": the file answers otherwise than the directory"
-        failed=$((failed + 1))
+        fail "\"$text\": the file answers otherwise than the directory"
     fi
 done
-head -c 100000 "$tmp/tiny.gguf" >"$tmp/cut.gguf"
-if "$build/dsv4" -m "$tmp/cut.gguf" -n 1 x >"$tmp/out" 2>&1; then
-    echo "FAIL a cut file is taken"
-    failed=$((failed + 1))
-else
-    passed=$((passed + 1))
-fi
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+head -c 100000 "$T/tiny.gguf" >"$T/cut.gguf"
+run 3 "$D" -m "$T/cut.gguf" -n 1 x
+
+# ------------------------------------------------------------------ every type
+# All K types are q8 in memory, and that is what a plan counts.
+held() {
+    "$D" plan --json -m "$1" --ctx 512 | sed -n '/"what": "weights"/,/bytes/s/.*"bytes": *\([0-9]*\).*/\1/p'
+}
+write made "$T/q8.gguf" Q4_K Q8_0
+for type in Q2_K Q3_K Q4_K Q5_K Q6_K; do
+    write made "$T/k.gguf" Q4_K $type
+    if [ "$(held "$T/k.gguf")" = "$(held "$T/q8.gguf")" ]; then
+        pass
+    else
+        fail "$type: a plan of $(held "$T/k.gguf") bytes of weights; q8 takes $(held "$T/q8.gguf")"
+    fi
+done
+for table in F32 F16 BF16 Q8_0 Q4_0 Q2_K Q3_K Q5_K Q6_K MXFP4; do
+    write made "$T/table.gguf" $table BF16 F16 F32 MXFP4 Q4_0
+    run 0 "$D" -m "$T/table.gguf" --greedy -n 4 --ctx 512 "abc def"
+done
+closing_line

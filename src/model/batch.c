@@ -217,7 +217,7 @@ void embed(const struct lane *l, struct batch *b)
     lane_split(l, b->n, 1, &r0, &r1);
     for (size_t r = r0; r < r1; r++) {
         float *h = b->h + r * hc * d;
-        b->m->k.decode(h, &b->m->embed, (size_t)b->token[r]);
+        row_floats(&b->m->k, h, &b->m->embed, (size_t)b->token[r]);
         for (size_t s = 1; s < hc; s++)
             memcpy(h + s * d, h, d * sizeof *h);
         for (size_t s = 0; s < hc; s++)

@@ -1,8 +1,6 @@
 /* One named tensor of a checkpoint, or a made-up one, as a matrix or a vector of floats of the model. */
 #include "model.h"
 
-#include "simd/codes.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,30 +42,6 @@ static int bind_named(struct model *m, struct wmat *w, uint64_t rows, uint64_t c
     return matrix_find(w, m->store, m->cfg, name, rows, cols, err);
 }
 
-/* Rows that are looked up one by one, of blocks: floats of 16 bits, decoded once. */
-static int unblock_table(struct model *m, struct wmat *w, dsv4_err *err)
-{
-    uint16_t *half;
-    float *row;
-    size_t n;
-    if (!size_mul(w->rows, w->cols, &n))
-        return err_memory(err, UINT64_MAX, "a table");
-    TRY(model_own(m, &half, n, sizeof *half, "a table", err));
-    TRY(mem_alloc(&row, w->cols, sizeof *row, "a row of a table", err));
-    for (size_t r = 0; r < w->rows; r++) {
-        block_decode(w->blocks, row, w->codes + r * w->code_ld, w->cols);
-        for (size_t c = 0; c < w->cols; c++)
-            half[r * w->cols + c] = f16_code(row[c]);
-    }
-    free(row);
-    *w = (struct wmat){.format = W_F16,
-                       .rows = w->rows,
-                       .cols = w->cols,
-                       .codes = (const uint8_t *)half,
-                       .code_ld = (size_t)w->cols * sizeof *half};
-    return 0;
-}
-
 int bind_table(struct model *m, struct wmat *out, uint64_t rows, uint64_t cols, dsv4_err *err,
                const char *format, ...)
 {
@@ -77,7 +51,7 @@ int bind_table(struct model *m, struct wmat *out, uint64_t rows, uint64_t cols, 
     if (out->panels)
         return err_set(err, DSV4_REFUSED,
                        "config.json: %s is packed; its rows are looked up one by one", name);
-    return out->blocks ? unblock_table(m, out, err) : 0;
+    return 0;
 }
 
 /* Packing looks for NaNs; matrices that stay plain are looked at here. */

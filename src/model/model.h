@@ -157,6 +157,9 @@ void model_use_fast(struct model *m, bool as_stored);
 int weights_load(struct model *m, struct pool *pool, dsv4_progress_fn progress, void *arg,
                  dsv4_err *err);
 
+/* Bytes that weights_load() takes for the panels of a matrix stored as plain rows or blocks. */
+uint64_t weights_bytes(const struct wmat *stored);
+
 /* Zeroed memory that lives as long as the model. */
 int model_own(struct model *m, void *out_pointer, size_t n, size_t size, const char *what,
               dsv4_err *err);

@@ -244,11 +244,10 @@ int synthetic_matrix(struct model *m, struct wmat *w, const char *name, uint64_t
                        (unsigned long long)rows, (unsigned long long)cols);
     *w = (struct wmat){.format = f, .rows = (uint32_t)rows, .cols = (uint32_t)cols};
     bool engram = strstr(name, ".engram.embed.") != NULL;
-    note(m, name,
-         table && !engram && !s->o.shapes_only ? 0 : matrix_bytes(m, f, rows, cols, engram),
-         rows * cols);
-    if (engram)
+    if (engram) {
+        note(m, name, matrix_bytes(m, f, rows, cols, engram), rows * cols);
         return engram_table(m, w, err);
+    }
     if (f != W_F32)
         TRY(find_block(m, &b, f, w->cols, err));
     if (f == W_E4M3)
@@ -261,7 +260,9 @@ int synthetic_matrix(struct model *m, struct wmat *w, const char *name, uint64_t
     w->scales = b ? b->scales : NULL;
     if (b)
         share_rows(w, b);
-    bool stays = !panel_fits(w) || !matrix_packs(c, name);
+    bool stays = table || !panel_fits(w) || !matrix_packs(c, name);
+    uint64_t bytes = stays ? matrix_bytes(m, f, rows, cols, false) : weights_bytes(w);
+    note(m, name, table && !s->o.shapes_only ? 0 : bytes, rows * cols);
     return stays && !table && !s->o.shapes_only ? own_rows(m, w, b, err) : 0;
 }
 

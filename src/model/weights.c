@@ -43,6 +43,12 @@ static size_t part_bytes(const struct wmat *w)
 
 /* ------------------------------------------------------------------ memory */
 
+uint64_t weights_bytes(const struct wmat *stored)
+{
+    struct wmat w = panel_shape(stored, stored->rows);
+    return part_bytes(&w);
+}
+
 /* Panels that serve as they are. */
 static bool in_place(const struct matrix *w, const struct pool *pool)
 {

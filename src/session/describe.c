@@ -44,10 +44,10 @@ static uint64_t bytes_per_token(const struct config *c, const struct class_sum *
     uint64_t n = 0;
     for (int i = 0; i < N_CLASSES; i++)
         if (i == CLASS_EXPERTS)
-            n += s[i].bytes / c->n_experts * c->top_k;
+            n += s[i].held / c->n_experts * c->top_k;
         else if (i != CLASS_EMBED && i != CLASS_ENGRAM_TABLE && class_is_used((enum tensor_class)i))
-            n += s[i].bytes;
-    return n + s[CLASS_EMBED].bytes / c->vocab;
+            n += s[i].held;
+    return n + s[CLASS_EMBED].held / c->vocab;
 }
 
 static void put_sizes(struct out *o, const struct checkpoint *cp, const struct class_sum *s)

@@ -35,6 +35,13 @@ static uint64_t tensor_weights(const struct checkpoint *c, const struct tensor *
     return scale ? 0 : t->bytes / wformat_row_bytes(type->format, GROUP) * GROUP;
 }
 
+/* Bytes of a matrix in the files, its scales included. */
+static uint64_t stored_bytes(const struct wmat *w)
+{
+    uint64_t scales = w->scales ? (w->rows + w->block_rows - 1) / w->block_rows : 0;
+    return (uint64_t)w->rows * w->code_ld + scales * w->scale_ld;
+}
+
 void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASSES])
 {
     memset(out, 0, N_CLASSES * sizeof *out);
@@ -47,8 +54,16 @@ void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASS
         struct class_sum *s = &out[tensor_class_of(t->name)];
         s->tensors++;
         s->bytes += t->bytes;
+        s->held += t->bytes;
         s->by_dtype[t->dtype] += t->bytes;
         s->weights += tensor_weights(c, t);
+    }
+    for (size_t i = 0; i < c->m->n_matrix;
+         i++) { /* panels take the place of what they are made of */
+        const struct matrix *w = c->m->matrix[i];
+        if (!w->stored.panels)
+            out[tensor_class_of(w->name)].held +=
+                weights_bytes(&w->stored) - stored_bytes(&w->stored);
     }
 }
 
@@ -138,7 +153,7 @@ int plan_make(struct plan *p, const struct checkpoint *c, const dsv4_options *op
         else if (!class_is_used((enum tensor_class)i))
             p->unused += sum[i].bytes;
         else
-            p->weights += sum[i].bytes;
+            p->weights += opt->paged ? sum[i].bytes : sum[i].held;
     }
     p->other = other_bytes(p, c->cfg);
     p->available = opt->max_memory ? opt->max_memory : mem_available();

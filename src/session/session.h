@@ -22,8 +22,9 @@ int checkpoint_read(const char *dir, const char *name, char **text, size_t *len,
 /* ------------------------------------------------------------------ memory plan (plan.c) */
 
 struct class_sum {
-    uint64_t tensors, bytes, weights; /* weights: numbers, without scales */
-    uint64_t by_dtype[N_DTYPES];      /* bytes */
+    uint64_t tensors, bytes, weights; /* bytes: of the files; weights: numbers, without scales */
+    uint64_t held;                    /* bytes in memory once weights are loaded */
+    uint64_t by_dtype[N_DTYPES];      /* bytes of the files */
 };
 
 bool class_is_used(enum tensor_class c);
@@ -34,7 +35,7 @@ void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASS
 struct plan {
     uint32_t ctx, batch, sequences, rewind;
     int threads;
-    uint64_t weights; /* read for tokens: stay in memory */
+    uint64_t weights; /* read for tokens: stay in memory, as they are there; paged: of the files */
     uint64_t tables;  /* Engram tables: mapped, paged in by row */
     uint64_t unused;  /* drafting heads, vision: never touched */
     uint64_t caches;  /* all sequences at ctx tokens */

@@ -121,6 +121,7 @@ static void add_tensor(void *arg, const char *name, uint64_t bytes, uint64_t wei
     unsigned l;
     m->sum[class].tensors++;
     m->sum[class].bytes += bytes;
+    m->sum[class].held += bytes;
     m->sum[class].weights += weights;
     if (class == CLASS_ENGRAM_TABLE || sscanf(name, "layers.%u.", &l) != 1 || l >= m->n_layers)
         return;
