@@ -446,6 +446,7 @@ typedef struct dsv4_convert_options {
     const char *importance; /* a file of dsv4_calibrate */
     /* how many experts of every layer stay, "128" or "50%": those that gave most to the importance's text */
     const char *prune_experts;
+    uint32_t ctx;         /* plans: tokens that memory is counted for; default 32768 at most */
     uint64_t shard_bytes; /* of one file; default 4 GiB */
     uint64_t max_ram;     /* for buffers; default: a quarter of what is free */
     uint64_t
@@ -465,9 +466,15 @@ typedef struct dsv4_convert_options {
 DSV4_API int dsv4_convert(const char *src, const char *dst, const dsv4_convert_options *opt,
                           dsv4_err *err);
 
-/* What dsv4_convert would do, as JSON text; reads no weight but, to prune layers that route by token id, their routers. */
+/* What dsv4_convert would do and how much memory the result would need, as JSON text; reads no weight but, to prune
+ * layers that route by token id, their routers. */
 DSV4_API int dsv4_convert_plan(const char *src, const dsv4_convert_options *opt, char **json,
                                dsv4_err *err);
+
+/* The same for the text of a config.json alone: a release of it, fp8 with fp4 experts, without drafting heads and
+ * vision. */
+DSV4_API int dsv4_convert_plan_config(const char *config, size_t len,
+                                      const dsv4_convert_options *opt, char **json, dsv4_err *err);
 
 /* Reads a converted directory again: checksums, and every tensor against the source (NULL: checksums alone).
  * *json (may be set after DSV4_REFUSED, too, which means damage) has the errors of every tensor, those of a layer's

@@ -12,7 +12,7 @@ quant:              simd
 load:               dsv4 system quant
 text:               dsv4 system
 gpu:                dsv4 system
-convert:            dsv4 system load quant simd
+convert:            dsv4 system load quant simd session
 model:              dsv4 system load quant simd gpu
 session:            dsv4 system load text model
 server:             dsv4 system

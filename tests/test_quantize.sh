@@ -63,8 +63,26 @@ says out '^source bytes +10.31 MB'
 says out 'output head +bf16 +q8 +1 +1.05 MB +557.06 kB'
 says out 'routed experts +e2m1 +e2m1'
 quantize 0 --dry-run --json models/nano
-says out '"weights_in_memory": *[0-9]{7}'
+says out '"bytes_of_weights": *[0-9]{7}'
 if [ -e "$T/dry" ]; then fail "a dry run wrote"; else pass; fi
+# a config alone: what its checkpoint would become (nano's has a bias for images beside)
+quantize 0 --dry-run --experts q3 models/nano
+lines='bytes of (caches|buffers)|experts|attention|Engram'
+grep -E "$lines" "$T/out" >"$T/plan"
+quantize 0 --dry-run --experts q3 --as models/nano/config.json
+grep -E "$lines" "$T/out" >"$T/plan-as"
+try "a plan from a config alone" diff "$T/plan" "$T/plan-as"
+quantize 0 --dry-run --as v4-flash --context 100000
+says out 'bytes +156\.02 GB'
+says out 'context +100000'
+quantize 2 --dry-run --as v4-flash --importance x --prune-experts 50%
+says err "a checkpoint's routers"
+quantize 2 --dry-run --as v5
+says err 'neither v4-flash'
+quantize 2 --as v4-pro "$T/no"
+says err 'for --dry-run'
+quantize 2 --dry-run --context 20000 models/nano
+says err 'at most 16384'
 quantize 0 --verify models/nano "$T/native"
 says out 'layers.0.ffn.experts.\*.w1 +e2m1 +16 +0.1966 million +0 +0 +0'
 quantize 0 --verify models/nano "$T/q4nl"

@@ -33,9 +33,6 @@ struct bench_model {
     uint64_t weights, tables, caches, scratch, other, needed, available;
 };
 
-/* The text of a config.json: of a release by name ("v4-flash", ...), or of a file. malloc'ed. */
-int bench_config(const char *as, char **text, size_t *len, dsv4_err *err);
-
 int bench_model_read(struct bench_model *m, const char *config, size_t len, const dsv4_slice *slice,
                      const dsv4_options *opt, dsv4_err *err);
 void bench_model_release(struct bench_model *m);

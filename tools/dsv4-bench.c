@@ -394,7 +394,7 @@ static int look(struct bench_all *a, dsv4_err *err)
         DSV4_FORMAT_OFFICIAL, DSV4_MXFP4, DSV4_Q4, DSV4_Q8, DSV4_E4M3, DSV4_BF16};
     dsv4_slice s = {.expert_format = format[a->v.expert_format],
                     .dense_format = format[a->v.dense_format]};
-    TRY(bench_config(a->v.as, &a->config, &a->len, err));
+    TRY(release_config(a->v.as, &a->config, &a->len, err));
     TRY(bench_cases(&a->run, &a->v, err));
     set_options(a);
     TRY(bench_model_read(&a->whole, a->config, a->len, &s, &a->opt, err));

@@ -12,10 +12,10 @@ enum { EFFORT_FAST, EFFORT_NORMAL, EFFORT_HIGH };
 
 struct values {
     bool help, version, json, quiet, dry_run, verify, allow_nan, restart, covariance;
-    const char *preset, *type, *experts, *dense, *head, *rules_file, *importance, *prune;
+    const char *preset, *type, *experts, *dense, *head, *rules_file, *importance, *prune, *as;
     struct opt_list rules, texts;
     int effort;
-    uint32_t threads;
+    uint32_t threads, context;
     uint64_t shard_size, max_ram;
 };
 
@@ -71,6 +71,10 @@ static const struct opt rows[] = {
 
     {output_group, 'n', "dry-run", OPT_FLAG, NULL, 0, 0, 1, AT(dry_run), NULL, NULL,
      "only say what would become of SOURCE"},
+    {output_group, 0, "as", OPT_TEXT, "MODEL", 0, 0, 1, AT(as), NULL, NULL,
+     "--dry-run without a checkpoint: v4-flash, v4-pro, v4.1-flash or the path of a config.json"},
+    {output_group, 0, "context", OPT_U32, "N", 1, 1 << 30, 1, AT(context), NULL,
+     "32768, or the model's maximum", "tokens that the plan counts memory for"},
     {output_group, 0, "verify", OPT_FLAG, NULL, 0, 0, 1, AT(verify), NULL, NULL,
      "check DESTINATION's sums and compare every tensor with SOURCE; with one directory only its "
      "sums"},
@@ -86,6 +90,8 @@ static const char *const examples[] = {
     "repacked without any loss: starts in a second, same logits",
     "dsv4-quantize --dry-run --preset small DeepSeek-V4-Flash",
     "what that would take on disk and in memory",
+    "dsv4-quantize --dry-run --as v4-pro --preset tiny --context 100000",
+    "the same of a model that is not here",
     "dsv4-quantize --experts q3 --dense q8 --tensor 'layers.[0-2].*=q8' DeepSeek-V4-Flash mine",
     "a mix of one's own",
     "dsv4-quantize --calibrate text.txt DeepSeek-V4-Flash importance.safetensors",
@@ -97,7 +103,7 @@ static const char *const examples[] = {
     NULL};
 
 static const struct opt_command commands[] = {
-    {"dsv4-quantize", "SOURCE [DESTINATION]",
+    {"dsv4-quantize", "[SOURCE [DESTINATION]]",
      "convert a checkpoint into a directory that maps at once",
      "SOURCE is an official or a converted directory, DESTINATION one that does not exist yet or "
      "is "
@@ -107,7 +113,7 @@ static const struct opt_command commands[] = {
      "Types: native (as in the source), q8, q4, q4nl, q3, q2, mxfp4, bf16. What no option speaks "
      "of stays "
      "native; docs/quantization.md has sizes and errors.",
-     examples, 1, 2}};
+     examples, 0, 2}};
 
 static const struct opt_note environment[] = {
     {"DSV4_THREADS", "threads where --threads is not given"}, {NULL, NULL}};
@@ -176,6 +182,7 @@ static dsv4_convert_options convert_options(const struct values *v, struct watch
                                              : DSV4_EFFORT_SEARCH,
         .importance = v->importance,
         .prune_experts = v->prune,
+        .ctx = v->context,
         .shard_bytes = v->shard_size,
         .max_ram = v->max_ram,
         .threads = v->threads,
@@ -190,6 +197,19 @@ static int dry_run(struct program *p, const char *src, const dsv4_convert_option
 {
     char *json;
     TRY(dsv4_convert_plan(src, o, &json, err));
+    return show_json(p, json, err);
+}
+
+/* The same for a model that is not here. */
+static int dry_run_as(struct program *p, const char *as, const dsv4_convert_options *o,
+                      dsv4_err *err)
+{
+    char *config, *json;
+    size_t len;
+    TRY(release_config(as, &config, &len, err));
+    int rc = dsv4_convert_plan_config(config, len, o, &json, err);
+    free(config);
+    TRY(rc);
     return show_json(p, json, err);
 }
 
@@ -253,7 +273,13 @@ static int run(struct values *v, struct program *p, int argc, char **argv, dsv4_
     p->term.quiet = v->quiet;
     p->a.json = v->json;
     dsv4_convert_options o = convert_options(v, &w);
-    const char *src = argv[1], *dst = parsed.n_args > 1 ? argv[2] : NULL;
+    const char *src = parsed.n_args > 0 ? argv[1] : NULL, *dst = parsed.n_args > 1 ? argv[2] : NULL;
+    if (v->as && (!v->dry_run || src))
+        return err_set(err, DSV4_USAGE, "--as is for --dry-run, in place of SOURCE");
+    if (v->as)
+        return dry_run_as(p, v->as, &o, err);
+    if (!src)
+        return err_set(err, DSV4_USAGE, "what is to be converted? SOURCE DESTINATION");
     if (v->dry_run)
         return dry_run(p, src, &o, err);
     if (v->verify)

@@ -244,6 +244,11 @@ int statistics_json(json_t *to, const dsv4_generated *g, dsv4_err *err);
 /* {"id", "text", "logprob", "top": [...]} */
 json_t *logprob_json(const dsv4_tokenizer *t, const dsv4_token *token, size_t n_top);
 
+/* ------------------------------------------------------------------ release.c */
+
+/* --as: the text of a config.json, of a release by name ("v4-flash", ...) or of a file. malloc'ed. */
+int release_config(const char *as, char **text, size_t *len, dsv4_err *err);
+
 /* ------------------------------------------------------------------ eval_stats.c */
 
 /* log sum exp of a row of logits, in double: the logarithm of a probability is the logit minus this. Not

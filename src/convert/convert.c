@@ -53,14 +53,16 @@ static int check_experts(const struct conversion *c, const char *file, dsv4_err 
                    file, (unsigned long long)t->dim[0], c->source.dir, c->source.cfg->n_experts);
 }
 
-static int conversion_open(struct conversion *c, const char *src, const dsv4_convert_options *o,
-                           dsv4_err *err)
+/* config: instead of a directory. */
+static int conversion_open(struct conversion *c, const char *src, const char *config, size_t len,
+                           const dsv4_convert_options *o, dsv4_err *err)
 {
     *c = (struct conversion){0};
     TRY(check_options(o, err));
     int rc = rules_make(&c->rules, o, err);
     if (rc == 0)
-        rc = source_open(&c->source, src, err);
+        rc = config ? source_open_config(&c->source, config, len, err)
+                    : source_open(&c->source, src, err);
     if (rc == 0 && o->importance)
         rc = store_open_file(&c->importance, o->importance, err);
     if (rc == 0 && o->importance)
@@ -78,15 +80,34 @@ static int conversion_open(struct conversion *c, const char *src, const dsv4_con
     return rc;
 }
 
-int dsv4_convert_plan(const char *src, const dsv4_convert_options *opt, char **json, dsv4_err *err)
+static int describe(const char *src, const char *config, size_t len,
+                    const dsv4_convert_options *opt, char **json, dsv4_err *err)
 {
     static const dsv4_convert_options defaults;
     struct conversion c;
+    struct memory_beside beside;
     *json = NULL;
-    TRY(conversion_open(&c, src, opt ? opt : &defaults, err));
-    int rc = convert_plan_json(&c.plan, json, err);
+    opt = opt ? opt : &defaults;
+    if (config && opt->prune_experts)
+        return err_set(err, DSV4_USAGE,
+                       "which experts stay is decided by a checkpoint's routers, not by a config");
+    TRY(conversion_open(&c, src, config, len, opt, err));
+    int rc = memory_beside(&beside, &c.source, opt, err);
+    if (rc == 0)
+        rc = convert_plan_json(&c.plan, &beside, json, err);
     conversion_close(&c);
     return rc;
+}
+
+int dsv4_convert_plan(const char *src, const dsv4_convert_options *opt, char **json, dsv4_err *err)
+{
+    return describe(src, NULL, 0, opt, json, err);
+}
+
+int dsv4_convert_plan_config(const char *config, size_t len, const dsv4_convert_options *opt,
+                             char **json, dsv4_err *err)
+{
+    return describe(NULL, config, len, opt, json, err);
 }
 
 int dsv4_convert(const char *src, const char *dst, const dsv4_convert_options *opt, dsv4_err *err)
@@ -95,7 +116,7 @@ int dsv4_convert(const char *src, const char *dst, const dsv4_convert_options *o
     struct conversion c;
     struct output out;
     opt = opt ? opt : &defaults;
-    TRY(conversion_open(&c, src, opt, err));
+    TRY(conversion_open(&c, src, NULL, 0, opt, err));
     int lanes, rc = convert_lanes(&c.plan, opt, &lanes, err);
     if (rc == 0)
         rc = output_open(&out, &c.plan, dst, opt->restart, err);

@@ -21,12 +21,15 @@ struct source {
     char *dir;
     char *config; /* the text of config.json */
     size_t config_len;
+    bool shapes; /* tensors without data: to be planned for only */
     struct config *cfg;
     struct store *store;
     struct kernels k;
 };
 
 int source_open(struct source *s, const char *dir, dsv4_err *err);
+/* The text of a config.json alone: the tensors that a release of it has, without data (`shapes`). */
+int source_open_config(struct source *s, const char *config, size_t len, dsv4_err *err);
 void source_close(struct source *s);
 
 /* Row r of a matrix of the source as floats [w->cols]. */
@@ -35,6 +38,17 @@ void source_row(const struct source *s, const struct wmat *w, size_t r, float *o
 /* Values in n bytes of a tensor that are NaN or infinite (e8m0: 255). With `zeroed` (a copy of the bytes)
  * they are replaced by zeros. */
 size_t bad_values(enum dtype t, const uint8_t *data, size_t n, uint8_t *zeroed);
+
+/* ------------------------------------------------------------------ memory.c */
+
+/* Bytes of memory that an engine takes beside its weights, with one sequence of ctx tokens. */
+struct memory_beside {
+    uint32_t ctx;
+    uint64_t caches, buffers, other;
+};
+
+int memory_beside(struct memory_beside *out, const struct source *s, const dsv4_convert_options *o,
+                  dsv4_err *err);
 
 /* ------------------------------------------------------------------ rules.c */
 
@@ -172,8 +186,11 @@ int convert_plan(struct plan *p, const struct source *s, struct rules *r, struct
 /* Sets the type of a matrix; false when it cannot be packed like that (columns no multiple of 32). */
 bool job_set_type(struct job *j, const struct wtype *type);
 void convert_plan_close(struct plan *p);
+/* Bytes of the weights that are to stay in memory. */
+uint64_t plan_in_memory(const struct plan *p);
 /* What it amounts to, as JSON text. */
-int convert_plan_json(const struct plan *p, char **json, dsv4_err *err);
+int convert_plan_json(const struct plan *p, const struct memory_beside *beside, char **json,
+                      dsv4_err *err);
 
 /* ------------------------------------------------------------------ layout.c */
 

@@ -133,7 +133,7 @@ static int mix_sources(struct plan *p, dsv4_err *err)
     for (size_t i = 0; i < p->n; i++) {
         const char *path = p->job[i].from->path;
         struct stat st;
-        if (i > 0 && strcmp(path, p->job[i - 1].from->path) == 0)
+        if (p->source->shapes || (i > 0 && strcmp(path, p->job[i - 1].from->path) == 0))
             continue;
         if (stat(path, &st) != 0)
             return err_errno(err, DSV4_REFUSED, path, "look at");

@@ -324,27 +324,37 @@ static int by_class(const void *a, const void *b)
     return x->after > y->after ? -1 : x->after < y->after;
 }
 
-int convert_plan_json(const struct plan *p, char **json, dsv4_err *err)
+uint64_t plan_in_memory(const struct plan *p)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < p->n; i++)
+        if (p->job[i].class != CLASS_ENGRAM_TABLE && p->job[i].class < CLASS_DRAFT)
+            sum += p->job[i].bytes[0] + p->job[i].bytes[1];
+    return sum;
+}
+
+int convert_plan_json(const struct plan *p, const struct memory_beside *beside, char **json,
+                      dsv4_err *err)
 {
     struct line *line = NULL;
     size_t n = 0, cap = 0;
-    uint64_t memory = 0;
+    uint64_t memory = plan_in_memory(p);
     for (size_t i = 0; i < p->n; i++) {
-        const struct job *j = &p->job[i];
-        int rc = add_line(&line, &n, &cap, p, j, err);
+        int rc = add_line(&line, &n, &cap, p, &p->job[i], err);
         if (rc != 0) {
             free(line);
             return rc;
         }
-        if (j->class != CLASS_ENGRAM_TABLE && j->class < CLASS_DRAFT)
-            memory += j->bytes[0] + j->bytes[1];
     }
     if (n > 1)
         qsort(line, n, sizeof *line, by_class);
-    json_t *root =
-        json_pack("{s:s, s:I, s:I, s:I, s:I, s:[]}", "source", p->source->dir, "source_bytes",
-                  (json_int_t)p->source_bytes, "bytes", (json_int_t)p->bytes, "shards",
-                  (json_int_t)p->n_shards, "weights_in_memory", (json_int_t)memory, "tensors");
+    json_t *root = json_pack(
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:[]}", "source", p->source->dir,
+        "source_bytes", (json_int_t)p->source_bytes, "bytes", (json_int_t)p->bytes, "shards",
+        (json_int_t)p->n_shards, "bytes_of_weights", (json_int_t)memory, "context",
+        (json_int_t)beside->ctx, "bytes_of_caches", (json_int_t)beside->caches, "bytes_of_buffers",
+        (json_int_t)(beside->buffers + beside->other), "bytes_needed_in_memory",
+        (json_int_t)(memory + beside->caches + beside->buffers + beside->other), "tensors");
     json_t *list = json_object_get(root, "tensors");
     bool whole = list != NULL;
     for (size_t i = 0; i < n && whole; i++)

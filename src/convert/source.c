@@ -2,6 +2,8 @@
  * look at values that are no numbers. */
 #include "convert.h"
 
+#include "src/session/session.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,6 +18,23 @@ static int read_config(struct source *s, dsv4_err *err)
     if (rc == 0)
         rc = config_parse(&s->cfg, s->config, s->config_len, path.data, err);
     free(path.data);
+    return rc;
+}
+
+int source_open_config(struct source *s, const char *config, size_t len, dsv4_err *err)
+{
+    struct checkpoint cp;
+    *s = (struct source){.shapes = true, .config_len = len};
+    kernels_init(&s->k, NULL);
+    TRY(checkpoint_shapes(&cp, config, len, err));
+    s->store = cp.store; /* which outlives the model that it was made from */
+    cp.store = NULL;
+    checkpoint_close(&cp);
+    int rc = config_parse(&s->cfg, config, len, "config.json", err);
+    if (rc == 0 && (!(s->dir = strdup("config.json")) || !(s->config = strndup(config, len))))
+        rc = err_memory(err, len, "a config");
+    if (rc != 0)
+        source_close(s);
     return rc;
 }
 

@@ -147,6 +147,12 @@ int store_open(struct store **out, const char *dir, dsv4_err *err);
 int store_open_file(struct store **out, const char *file, dsv4_err *err);
 void store_close(struct store *s);
 
+/* A store of tensors that are not there: an empty one; a tensor without data, its name copied; at the end they are
+ * brought into order, and names that come twice refused. */
+int store_open_shapes(struct store **out, dsv4_err *err);
+int store_add_shape(struct store *s, const struct tensor *t, dsv4_err *err);
+int store_sort_shapes(struct store *s, dsv4_err *err);
+
 /* The metadata of a GGUF file as the text of a config.json and of a tokenizer.json, malloc'ed. patterns: those that
  * released tokenizers split text by, NULL behind the last. */
 int gguf_config(char **json, const char *file, dsv4_err *err);

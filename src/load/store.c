@@ -244,6 +244,27 @@ int store_open_file(struct store **out, const char *file, dsv4_err *err)
     return rc;
 }
 
+int store_open_shapes(struct store **out, dsv4_err *err)
+{
+    return mem_alloc(out, 1, sizeof **out, "the list of tensors", err);
+}
+
+int store_add_shape(struct store *s, const struct tensor *t, dsv4_err *err)
+{
+    struct tensor copy = *t;
+    TRY(mem_grow(&s->list.t, &s->list.cap, s->list.n + 1, sizeof *s->list.t, "tensors", err));
+    TRY(text_keep(&s->texts, t->name, strlen(t->name), &copy.name, err));
+    copy.stored = copy.name;
+    copy.data = NULL;
+    s->list.t[s->list.n++] = copy;
+    return 0;
+}
+
+int store_sort_shapes(struct store *s, dsv4_err *err)
+{
+    return sort_tensors(s, err);
+}
+
 void store_close(struct store *s)
 {
     if (!s)

@@ -177,14 +177,21 @@ bool model_has(const struct model *m, const char *name, ...) PRINTF_LIKE(2, 3);
 /* ------------------------------------------------------------------ without a checkpoint (synthetic.c) */
 
 struct cache;
+
+/* A tensor as a release has it, without data. Names last as long as the call that tells of it. */
+struct made_tensor {
+    struct tensor data, scale; /* scale.name NULL: none */
+    uint64_t bytes;            /* that a synthetic model has of it */
+    uint64_t weights;          /* numbers, without scales */
+};
+
 struct synthetic_options {
     enum wformat expert,
         dense; /* W_E2M1, W_Q4, W_Q8, W_E4M3, W_BF16: routed experts; other large matrices */
     uint32_t
         held; /* experts a layer that have weights of their own, the others share theirs; 0: all */
-    bool shapes_only; /* to be described, not loaded */
-    void (*note)(void *arg, const char *name, uint64_t bytes,
-                 uint64_t weights); /* hears of all tensors */
+    bool shapes_only;                                     /* to be described, not loaded */
+    void (*note)(void *arg, const struct made_tensor *t); /* hears of all tensors */
     void *arg;
 };
 

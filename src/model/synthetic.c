@@ -160,26 +160,57 @@ static enum wformat format_of(const struct model *m, const char *name, uint64_t 
     return cols % GROUP == 0 ? f : W_BF16;
 }
 
-static uint64_t matrix_bytes(const struct model *m, enum wformat f, uint64_t rows, uint64_t cols,
-                             bool table)
+static struct tensor shape(const char *name, enum dtype t, uint64_t rows, uint64_t cols)
 {
-    uint64_t n = rows * wformat_row_bytes(f, (size_t)cols), block = m->cfg->fp8_block;
-    switch (f) {
-    case W_E4M3:
-        return table ? n + rows * (cols / GROUP)
-                     : n + (rows + block - 1) / block * ((cols + block - 1) / block);
-    case W_E2M1: return n + rows * (cols / GROUP);
-    case W_Q8:
-    case W_Q4: return n + rows * (cols / GROUP) * 2;
-    default: return n;
-    }
+    return (struct tensor){.name = name,
+                           .stored = name,
+                           .path = "config.json",
+                           .dtype = t,
+                           .rank = 2,
+                           .dim = {rows, cols},
+                           .bytes = rows * cols * dtype_size(t)};
 }
 
-static void note(const struct model *m, const char *name, uint64_t bytes, uint64_t weights)
+static void note(const struct model *m, const struct made_tensor *t)
 {
     const struct synthetic_options *o = &m->synthetic->o;
     if (o->note)
-        o->note(o->arg, name, bytes, weights);
+        o->note(o->arg, t);
+}
+
+/* A matrix in a format; rows of Engram tables have scales of their own. panels: the bytes that it takes as panels;
+ * 0: it stays as it is stored. */
+static void note_matrix(const struct model *m, const char *name, enum wformat f, uint64_t rows,
+                        uint64_t cols, uint64_t panels, bool held)
+{
+    bool own = strstr(name, ".engram.embed.") || f != W_E4M3;
+    uint64_t block = m->cfg->fp8_block;
+    char scale[NAME];
+    struct made_tensor t = {.weights = rows * cols};
+    switch (f) {
+    case W_F32: t.data = shape(name, DTYPE_F32, rows, cols); break;
+    case W_E4M3: t.data = shape(name, DTYPE_E4M3, rows, cols); break;
+    case W_Q8: t.data = shape(name, DTYPE_I8, rows, cols); break;
+    case W_E2M1:
+    case W_Q4: t.data = shape(name, DTYPE_I8, rows, cols / 2); break;
+    default: t.data = shape(name, DTYPE_BF16, rows, cols);
+    }
+    if (f != W_F32 && f != W_BF16 && scale_name(name, scale, sizeof scale))
+        t.scale = shape(scale, wformat_has_halves(f) ? DTYPE_F16 : DTYPE_E8M0,
+                        own ? rows : (rows + block - 1) / block,
+                        own ? cols / GROUP : (cols + block - 1) / block);
+    if (held)
+        t.bytes = panels ? panels : t.data.bytes + t.scale.bytes;
+    note(m, &t);
+}
+
+static void note_vector(const struct model *m, const char *name, enum dtype dtype, uint64_t n,
+                        uint64_t weights)
+{
+    struct made_tensor t = {.data = shape(name, dtype, n, 1), .weights = weights};
+    t.data.rank = 1;
+    t.bytes = t.data.bytes;
+    note(m, &t);
 }
 
 /* Memory of its own for a matrix that is used as it lies: real bytes are read from it. */
@@ -245,7 +276,7 @@ int synthetic_matrix(struct model *m, struct wmat *w, const char *name, uint64_t
     *w = (struct wmat){.format = f, .rows = (uint32_t)rows, .cols = (uint32_t)cols};
     bool engram = strstr(name, ".engram.embed.") != NULL;
     if (engram) {
-        note(m, name, matrix_bytes(m, f, rows, cols, engram), rows * cols);
+        note_matrix(m, name, f, rows, cols, 0, true);
         return engram_table(m, w, err);
     }
     if (f != W_F32)
@@ -261,8 +292,7 @@ int synthetic_matrix(struct model *m, struct wmat *w, const char *name, uint64_t
     if (b)
         share_rows(w, b);
     bool stays = table || !panel_fits(w) || !matrix_packs(c, name);
-    uint64_t bytes = stays ? matrix_bytes(m, f, rows, cols, false) : weights_bytes(w);
-    note(m, name, table && !s->o.shapes_only ? 0 : bytes, rows * cols);
+    note_matrix(m, name, f, rows, cols, stays ? 0 : weights_bytes(w), !table || s->o.shapes_only);
     return stays && !table && !s->o.shapes_only ? own_rows(m, w, b, err) : 0;
 }
 
@@ -277,7 +307,8 @@ int synthetic_vector(struct model *m, float **out, uint64_t n, const char *name,
     for (uint64_t i = 0; i < n; i++)
         v[i] = mean + 0.1f * normal(&m->synthetic->state);
     /* norms and these are bf16 in a checkpoint */
-    note(m, name, n * (strstr(name, "norm.weight") || strstr(name, ".engram.") ? 2 : 4), n);
+    bool half = strstr(name, "norm.weight") || strstr(name, ".engram.");
+    note_vector(m, name, half ? DTYPE_BF16 : DTYPE_F32, n, n);
     *out = v;
     return 0;
 }
@@ -288,7 +319,7 @@ int synthetic_ids(struct model *m, struct layer *L, dsv4_err *err)
     uint64_t n = (uint64_t)c->vocab * c->top_k;
     char name[NAME];
     snprintf(name, sizeof name, "layers.%u.ffn.gate.tid2eid", L->id);
-    note(m, name, n * sizeof(int32_t), 0);
+    note_vector(m, name, DTYPE_I32, n, 0);
     L->moe.tid_bytes = sizeof(int32_t);
     if (m->synthetic->o.shapes_only)
         return 0;

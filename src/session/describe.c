@@ -240,7 +240,7 @@ int checkpoint_plan(const struct checkpoint *cp, const dsv4_options *opt, char *
                     dsv4_err *err)
 {
     static const dsv4_options defaults;
-    struct plan p;
+    struct memory_plan p;
     struct class_sum sum[N_CLASSES];
     struct placement place;
     opt = opt ? opt : &defaults;

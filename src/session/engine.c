@@ -156,7 +156,7 @@ static int open_parts(dsv4_engine *e, const char *dir, const dsv4_options *opt, 
     TRY(open_tokenizer(e, err));
     TRY(read_sampling(e, err));
     TRY(pool_open(&e->pool, &e->place, err));
-    const struct plan *p = &e->plan;
+    const struct memory_plan *p = &e->plan;
     if (!opt->paged)
         TRY(weights_load(e->cp.m, e->pool, opt->progress, opt->progress_arg, err));
     return batch_open(&e->batch, e->cp.m, p->batch, p->sequences, p->threads, err);
@@ -217,7 +217,7 @@ size_t dsv4_engine_threads(const dsv4_engine *e)
 
 uint64_t dsv4_engine_memory(const dsv4_engine *e)
 {
-    const struct plan *p = &e->plan;
+    const struct memory_plan *p = &e->plan;
     return p->weights + p->caches + p->scratch + p->other;
 }
 

@@ -68,19 +68,19 @@ void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASS
 }
 
 /* The tokenizer and its tables, stacks of threads, the C library. */
-static uint64_t other_bytes(const struct plan *p, const struct config *c)
+static uint64_t other_bytes(const struct memory_plan *p, const struct config *c)
 {
     return (48ull << 20) + (uint64_t)p->threads * (256u << 10) + (uint64_t)c->vocab * 256;
 }
 
-static void size_for(struct plan *p, const struct checkpoint *c, uint32_t ctx)
+static void size_for(struct memory_plan *p, const struct checkpoint *c, uint32_t ctx)
 {
     p->ctx = ctx;
     p->caches = p->sequences * cache_bytes(c->m, p->batch, p->rewind, ctx);
     p->scratch = batch_bytes(c->m, p->batch, p->sequences, p->threads);
 }
 
-static uint64_t own_bytes(const struct plan *p)
+static uint64_t own_bytes(const struct memory_plan *p)
 {
     return p->caches + p->scratch + p->other;
 }
@@ -107,7 +107,7 @@ int plan_threads(struct placement *out, const dsv4_options *o, dsv4_err *err)
 }
 
 /* The longest context whose caches and buffers fit into `room` bytes; 0 when none does. */
-static uint32_t longest_context(struct plan *p, const struct checkpoint *c, uint64_t room)
+static uint32_t longest_context(struct memory_plan *p, const struct checkpoint *c, uint64_t room)
 {
     uint32_t low = 0, high = c->cfg->max_ctx;
     while (low < high) {
@@ -126,7 +126,7 @@ static double gib(uint64_t bytes)
     return (double)bytes / (double)(1ull << 30);
 }
 
-static int refuse(const struct plan *p, dsv4_err *err)
+static int refuse(const struct memory_plan *p, dsv4_err *err)
 {
     return err_set(
         err, DSV4_NO_MEMORY,
@@ -137,15 +137,15 @@ static int refuse(const struct plan *p, dsv4_err *err)
         gib(p->weights + own_bytes(p)), gib(p->available));
 }
 
-int plan_make(struct plan *p, const struct checkpoint *c, const dsv4_options *opt,
+int plan_make(struct memory_plan *p, const struct checkpoint *c, const dsv4_options *opt,
               const struct placement *place, bool anyway, dsv4_err *err)
 {
     struct class_sum sum[N_CLASSES];
     TRY(check_options(opt, c->cfg, err));
-    *p = (struct plan){.batch = opt->batch ? opt->batch : DEFAULT_BATCH,
-                       .sequences = opt->sequences ? opt->sequences : 1,
-                       .rewind = opt->rewind ? opt->rewind : DEFAULT_REWIND,
-                       .threads = place->n_lanes};
+    *p = (struct memory_plan){.batch = opt->batch ? opt->batch : DEFAULT_BATCH,
+                              .sequences = opt->sequences ? opt->sequences : 1,
+                              .rewind = opt->rewind ? opt->rewind : DEFAULT_REWIND,
+                              .threads = place->n_lanes};
     checkpoint_classes(c, sum);
     for (int i = 0; i < N_CLASSES; i++) {
         if (i == CLASS_ENGRAM_TABLE)

@@ -32,7 +32,7 @@ bool class_is_used(enum tensor_class c);
 bool tensor_is_read(const struct tensor *t);
 void checkpoint_classes(const struct checkpoint *c, struct class_sum out[N_CLASSES]);
 
-struct plan {
+struct memory_plan {
     uint32_t ctx, batch, sequences, rewind;
     int threads;
     uint64_t weights; /* read for tokens: stay in memory, as they are there; paged: of the files */
@@ -46,7 +46,7 @@ struct plan {
 
 /* Chooses what `opt` leaves open and refuses (DSV4_NO_MEMORY with figures) what does not fit. With
  * `anyway` a plan that does not fit is returned too. */
-int plan_make(struct plan *p, const struct checkpoint *c, const dsv4_options *opt,
+int plan_make(struct memory_plan *p, const struct checkpoint *c, const dsv4_options *opt,
               const struct placement *place, bool anyway, dsv4_err *err);
 /* Threads on the cores of this machine, as `opt` wants them; placement_release(). */
 int plan_threads(struct placement *out, const dsv4_options *opt, dsv4_err *err);
@@ -72,11 +72,15 @@ struct made {
 
 void made_close(struct made *m); /* NULL is allowed */
 
+/* The model of a config.json's text without its weights: tensors with the names, types and shapes that a release of
+ * it has (no drafting heads, no vision), all without data. */
+int checkpoint_shapes(struct checkpoint *cp, const char *config, size_t len, dsv4_err *err);
+
 /* ------------------------------------------------------------------ engine */
 
 struct dsv4_engine {
     struct checkpoint cp;
-    struct plan plan;
+    struct memory_plan plan;
     struct placement place;
     dsv4_tokenizer *tok;
     struct pool *pool;

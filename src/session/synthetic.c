@@ -114,21 +114,22 @@ static int cut_config(struct config *c, const dsv4_slice *s, uint32_t **kept, ds
 
 /* ------------------------------------------------------------------ sums */
 
-static void add_tensor(void *arg, const char *name, uint64_t bytes, uint64_t weights)
+static void add_tensor(void *arg, const struct made_tensor *t)
 {
     struct made *m = arg;
+    const char *name = t->data.name;
     enum tensor_class class = tensor_class_of(name);
     unsigned l;
     m->sum[class].tensors++;
-    m->sum[class].bytes += bytes;
-    m->sum[class].held += bytes;
-    m->sum[class].weights += weights;
+    m->sum[class].bytes += t->bytes;
+    m->sum[class].held += t->bytes;
+    m->sum[class].weights += t->weights;
     if (class == CLASS_ENGRAM_TABLE || sscanf(name, "layers.%u.", &l) != 1 || l >= m->n_layers)
         return;
     struct made_layer *at = &m->layer[l];
     bool expert = class == CLASS_EXPERTS;
-    *(expert ? &at->expert_bytes : &at->bytes) += strstr(name, "tid2eid") ? 0 : bytes;
-    *(expert ? &at->expert_weights : &at->weights) += weights;
+    *(expert ? &at->expert_bytes : &at->bytes) += strstr(name, "tid2eid") ? 0 : t->bytes;
+    *(expert ? &at->expert_weights : &at->weights) += t->weights;
 }
 
 static int made_open(struct made **out, const struct config *c, const uint32_t *kept, uint32_t held,
@@ -154,6 +155,9 @@ void made_close(struct made *m)
 
 /* ------------------------------------------------------------------ opening */
 
+static const dsv4_options no_options;
+static const dsv4_slice whole;
+
 static int format(dsv4_format f, enum wformat official, enum wformat *out, dsv4_err *err)
 {
     switch (f) {
@@ -167,19 +171,56 @@ static int format(dsv4_format f, enum wformat official, enum wformat *out, dsv4_
     return err_set(err, DSV4_USAGE, "format %d of a slice is none", (int)f);
 }
 
+/* What a description gathers: sums and, where a store is wanted, the tensors themselves. */
+struct gather {
+    struct made *made;
+    struct store *store; /* or NULL */
+    int rc;
+    dsv4_err err;
+};
+
+static void gather(void *arg, const struct made_tensor *t)
+{
+    struct gather *g = arg;
+    add_tensor(g->made, t);
+    if (g->store && g->rc == 0)
+        g->rc = store_add_shape(g->store, &t->data, &g->err);
+    if (g->store && g->rc == 0 && t->scale.name)
+        g->rc = store_add_shape(g->store, &t->scale, &g->err);
+}
+
 static int bind_slice(struct checkpoint *cp, const char *config, size_t len, const dsv4_slice *s,
                       bool cache_quant, bool shapes_only, dsv4_err *err)
 {
-    uint32_t *kept;
-    struct synthetic_options o = {.held = s->held, .shapes_only = shapes_only, .note = add_tensor};
+    uint32_t *kept = NULL;
+    struct gather g = {.store = cp->store};
+    struct synthetic_options o = {
+        .held = s->held, .shapes_only = shapes_only, .note = gather, .arg = &g};
     TRY(format(s->expert_format, W_E2M1, &o.expert, err));
     TRY(format(s->dense_format, W_E4M3, &o.dense, err));
     TRY(config_parse(&cp->cfg, config, len, "config.json", err));
     TRY(cut_config(cp->cfg, s, &kept, err));
     int rc = made_open(&cp->made, cp->cfg, kept, s->held, err);
     free(kept);
-    o.arg = cp->made;
-    return rc != 0 ? rc : model_bind_synthetic(&cp->m, cp->cfg, &o, cache_quant, err);
+    g.made = cp->made;
+    if (rc == 0)
+        rc = model_bind_synthetic(&cp->m, cp->cfg, &o, cache_quant, err);
+    if (rc == 0 && g.rc != 0)
+        *err = g.err;
+    return rc != 0 ? rc : g.rc;
+}
+
+int checkpoint_shapes(struct checkpoint *cp, const char *config, size_t len, dsv4_err *err)
+{
+    *cp = (struct checkpoint){0};
+    int rc = store_open_shapes(&cp->store, err);
+    if (rc == 0)
+        rc = bind_slice(cp, config, len, &whole, true, true, err);
+    if (rc == 0)
+        rc = store_sort_shapes(cp->store, err);
+    if (rc != 0)
+        checkpoint_close(cp);
+    return rc;
 }
 
 static int open_parts(dsv4_engine *e, const char *config, size_t len, const dsv4_slice *slice,
@@ -195,14 +236,11 @@ static int open_parts(dsv4_engine *e, const char *config, size_t len, const dsv4
     TRY(pool_open(&e->pool, &e->place, err));
     TRY(weights_load(e->cp.m, e->pool, opt->progress, opt->progress_arg, err));
     synthetic_share(e->cp.m);
-    const struct plan *p = &e->plan;
+    const struct memory_plan *p = &e->plan;
     e->sampling = (dsv4_sampling){.top_p = 1, .repetition = 1};
     TRY(batch_open(&e->batch, e->cp.m, p->batch, p->sequences, p->threads, err));
     return batch_time(e->batch, err);
 }
-
-static const dsv4_options no_options;
-static const dsv4_slice whole;
 
 int dsv4_open_synthetic(dsv4_engine **out, const char *config, size_t len, const dsv4_slice *slice,
                         const dsv4_options *opt, dsv4_err *err)
