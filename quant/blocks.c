@@ -1,6 +1,6 @@
 /* Rows of GGUF files: blocks of 32 or 256 columns, each with its scales among its codes. They are read, never
  * computed with: as floats, or as rows of a format that kernels know, bit for bit where one has the same
- * numbers (MXFP4, Q8_0, Q4_0). */
+ * numbers (MXFP4, Q8_0, Q4_0). Rows of those formats become blocks, too. */
 #include "encode.h"
 
 #include "simd/codes.h"
@@ -43,6 +43,9 @@ static void decode_mxfp4(float *y, const uint8_t *b)
         y[c] = d * e2m1_value[nibble_of(b + 1, c)];
 }
 
+/* ORDER Q8: column order[c] stands at c of every 8 */
+static const uint8_t order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+
 /* Codes two a byte, the even column in the low nibble. */
 static void recode_nibbles(uint8_t *codes, const uint8_t *q)
 {
@@ -52,7 +55,6 @@ static void recode_nibbles(uint8_t *codes, const uint8_t *q)
 
 static void recode_q8_0(uint8_t *codes, uint8_t *scale, const uint8_t *b)
 {
-    static const uint8_t order[8] = {0, 2, 4, 6, 1, 3, 5, 7}; /* as W_Q8 says */
     memcpy(scale, b, 2);
     for (size_t c = 0; c < GROUP; c++)
         codes[c] = b[2 + c / 8 * 8 + order[c % 8]];
@@ -68,6 +70,34 @@ static void recode_mxfp4(uint8_t *codes, uint8_t *scale, const uint8_t *b)
 {
     scale[0] = b[0];
     recode_nibbles(codes, b + 1);
+}
+
+static void pack_q8_0(uint8_t *b, const uint8_t *codes, const uint8_t *scale)
+{
+    memcpy(b, scale, 2);
+    for (size_t c = 0; c < GROUP; c++)
+        b[2 + c / 8 * 8 + order[c % 8]] = codes[c];
+}
+
+static void pack_nibbles(uint8_t *q, const uint8_t *codes)
+{
+    for (size_t c = 0; c < GROUP / 2; c++) {
+        uint8_t low = codes[c / 2] >> c % 2 * 4 & 15;
+        uint8_t high = codes[(c + GROUP / 2) / 2] >> c % 2 * 4 & 15;
+        q[c] = (uint8_t)(low | high << 4);
+    }
+}
+
+static void pack_q4_0(uint8_t *b, const uint8_t *codes, const uint8_t *scale)
+{
+    memcpy(b, scale, 2);
+    pack_nibbles(b + 2, codes);
+}
+
+static void pack_mxfp4(uint8_t *b, const uint8_t *codes, const uint8_t *scale)
+{
+    b[0] = scale[0];
+    pack_nibbles(b + 1, codes);
 }
 
 /* ------------------------------------------------------------------ 256 columns in parts of 16 or 32 */
@@ -160,17 +190,18 @@ struct block_type {
     void (*decode)(float *y, const uint8_t *block);
     /* 32 columns -> the same numbers as plain codes and their scale; NULL: there is no such type */
     void (*recode)(uint8_t *codes, uint8_t *scale, const uint8_t *block);
+    void (*pack)(uint8_t *block, const uint8_t *codes, const uint8_t *scale); /* its inverse */
 };
 
 static const struct block_type types[] = {
-    {2, "Q4_0", 32, 18, "q4", decode_q4_0, recode_q4_0},
-    {8, "Q8_0", 32, 34, "q8", decode_q8_0, recode_q8_0},
-    {10, "Q2_K", 256, 84, "q8", decode_q2_k, NULL},
-    {11, "Q3_K", 256, 110, "q8", decode_q3_k, NULL},
-    {12, "Q4_K", 256, 144, "q8", decode_q4_k, NULL},
-    {13, "Q5_K", 256, 176, "q8", decode_q5_k, NULL},
-    {14, "Q6_K", 256, 210, "q8", decode_q6_k, NULL},
-    {39, "MXFP4", 32, 17, "e2m1", decode_mxfp4, recode_mxfp4},
+    {2, "Q4_0", 32, 18, "q4", decode_q4_0, recode_q4_0, pack_q4_0},
+    {8, "Q8_0", 32, 34, "q8", decode_q8_0, recode_q8_0, pack_q8_0},
+    {10, "Q2_K", 256, 84, "q8", decode_q2_k, NULL, NULL},
+    {11, "Q3_K", 256, 110, "q8", decode_q3_k, NULL, NULL},
+    {12, "Q4_K", 256, 144, "q8", decode_q4_k, NULL, NULL},
+    {13, "Q5_K", 256, 176, "q8", decode_q5_k, NULL, NULL},
+    {14, "Q6_K", 256, 210, "q8", decode_q6_k, NULL, NULL},
+    {39, "MXFP4", 32, 17, "e2m1", decode_mxfp4, recode_mxfp4, pack_mxfp4},
 };
 
 const struct block_type *block_type_of(uint32_t id)
@@ -179,6 +210,19 @@ const struct block_type *block_type_of(uint32_t id)
         if (types[i].id == id)
             return &types[i];
     return NULL;
+}
+
+const struct block_type *block_type_as(const struct wtype *type)
+{
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (types[i].pack && wtype_named(types[i].as) == type)
+            return &types[i];
+    return NULL;
+}
+
+uint32_t block_id(const struct block_type *t)
+{
+    return t->id;
 }
 
 const char *block_name(const struct block_type *t)
@@ -240,6 +284,18 @@ void block_encode_span(uint8_t *codes, uint8_t *scales, const struct wmat *w, si
     for (size_t c = 0; c < cols; c += GROUP, b += t->bytes) {
         t->recode(codes, scales, b);
         codes += wformat_row_bytes(w->format, GROUP);
+        scales += unit;
+    }
+}
+
+void block_row(const struct block_type *t, uint8_t *out, const uint8_t *codes,
+               const uint8_t *scales, size_t cols)
+{
+    enum wformat f = wtype_named(t->as)->format;
+    size_t unit = wformat_has_halves(f) ? 2 : 1;
+    for (size_t c = 0; c < cols; c += GROUP, out += t->bytes) {
+        t->pack(out, codes, scales);
+        codes += wformat_row_bytes(f, GROUP);
         scales += unit;
     }
 }

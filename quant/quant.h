@@ -65,6 +65,9 @@ void encode_feedback(uint8_t *codes, size_t code_ld, uint8_t *scales, size_t sca
 struct block_type;
 /* By its number in GGUF files; NULL: not known. */
 const struct block_type *block_type_of(uint32_t id);
+/* The one that has the same numbers as a type of ours (MXFP4, Q8_0, Q4_0); NULL: there is none. */
+const struct block_type *block_type_as(const struct wtype *type);
+uint32_t block_id(const struct block_type *t);
 const char *block_name(const struct block_type *t);
 uint32_t block_cols(const struct block_type *t);
 /* cols is a multiple of block_cols(), here and below. */
@@ -79,6 +82,10 @@ void row_floats(const struct kernels *k, float *out, const struct wmat *w, size_
  * of w's format: the same numbers where the format has them, the nearest otherwise. */
 void block_encode_span(uint8_t *codes, uint8_t *scales, const struct wmat *w, size_t row, size_t at,
                        size_t cols);
+
+/* One row of plain codes and scales of a type, one scale per GROUP columns, as blocks: block_type_as() of it. */
+void block_row(const struct block_type *t, uint8_t *out, const uint8_t *codes,
+               const uint8_t *scales, size_t cols);
 
 /* ------------------------------------------------------------------ panels (panel.c; drawn in simd.h) */
 
