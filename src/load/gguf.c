@@ -155,11 +155,11 @@ static int read_head(struct gguf *g)
         if (by_key(&g->meta[i - 1], &g->meta[i]) == 0)
             return err_set(g->err, DSV4_REFUSED, "%s: %.*s is there twice", g->path,
                            (int)g->meta[i].key.n, g->meta[i].key.p);
-    const struct gguf_meta *m = gguf_find(g, "general.architecture");
+    const struct gguf_meta *m = gguf_find(g, GGUF_ARCHITECTURE);
     struct slice name;
     size_t at = 0;
-    if (!m || !gguf_text(g, m, &at, &name) || !slice_is(name, "deepseek4"))
-        return err_set(g->err, DSV4_REFUSED, "%s: general.architecture is not \"deepseek4\"",
+    if (!m || !gguf_text(g, m, &at, &name) || !slice_is(name, GGUF_ARCH))
+        return err_set(g->err, DSV4_REFUSED, "%s: " GGUF_ARCHITECTURE " is not \"" GGUF_ARCH "\"",
                        g->path);
     double split = 0;
     if ((m = gguf_find(g, "split.count")) && gguf_number(g, m, 0, &split) && split > 1)

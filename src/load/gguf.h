@@ -52,6 +52,48 @@ bool gguf_text(const struct gguf *g, const struct gguf_meta *m, size_t *at, stru
 /* Layers of the model, without those for drafting. */
 int gguf_layers(const struct gguf *g, uint32_t *out);
 
+/* ------------------------------------------------------------------ keys (gguf_config.c reads, gguf_write.c writes) */
+
+#define GGUF_ARCHITECTURE "general.architecture"
+#define GGUF_ARCH         "deepseek4"
+
+#define GGUF_BLOCKS       GGUF_ARCH ".block_count"
+#define GGUF_DRAFTS       GGUF_ARCH ".nextn_predict_layers"
+#define GGUF_RATIOS       GGUF_ARCH ".attention.compress_ratios"
+#define GGUF_CLAMP        GGUF_ARCH ".swiglu_clamp_exp"
+#define GGUF_CLAMP_SHARED GGUF_ARCH ".swiglu_clamp_shexp"
+#define GGUF_GATING       GGUF_ARCH ".expert_gating_func"
+#define GGUF_NORM         GGUF_ARCH ".expert_weights_norm"
+#define GGUF_SCALING      GGUF_ARCH ".rope.scaling.type"
+#define GGUF_FACTOR       GGUF_ARCH ".rope.scaling.factor"
+#define GGUF_ORIGINAL     GGUF_ARCH ".rope.scaling.original_context_length"
+#define GGUF_BETA_FAST    GGUF_ARCH ".rope.scaling.yarn_beta_fast"
+#define GGUF_BETA_SLOW    GGUF_ARCH ".rope.scaling.yarn_beta_slow"
+#define GGUF_VOCAB        GGUF_ARCH ".vocab_size"
+#define GGUF_MODEL        "tokenizer.ggml.model"
+#define GGUF_PRE          "tokenizer.ggml.pre"
+#define GGUF_TOKENS       "tokenizer.ggml.tokens"
+#define GGUF_TYPES        "tokenizer.ggml.token_type"
+#define GGUF_MERGES       "tokenizer.ggml.merges"
+#define GGUF_MODEL_BPE    "gpt2"
+#define GGUF_PRE_V4 \
+    "joyai-llm" /* the name that llama.cpp has for the split patterns of V3.1 and later */
+
+/* llama.cpp's numbers of score functions */
+enum { GGUF_SOFTMAX = 1, GGUF_SIGMOID = 2, GGUF_SQRTSOFTPLUS = 4 };
+
+enum { TOKEN_NORMAL = 1, TOKEN_CONTROL = 3, TOKEN_USER = 4, TOKEN_UNUSED = 5 };
+
+/* A number of config.json, its key, and where struct config has it. */
+struct gguf_number {
+    const char *name, *key;
+    bool needed;
+    enum gguf_type is; /* of the member: U32, I32 (-1: absent), F32, F64 (written as F32) */
+    size_t at;         /* in struct config */
+};
+extern const struct gguf_number gguf_numbers[];
+extern const size_t gguf_n_numbers;
+
 /* ------------------------------------------------------------------ gguf_names.c */
 
 enum { GGUF_VERSION = 3 };

@@ -6,8 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-#define PREFIX "deepseek4."
-
 static int missing(const struct gguf *g, const char *key)
 {
     return err_set(g->err, DSV4_REFUSED, "%s: %s is missing or not as expected", g->path, key);
@@ -16,12 +14,12 @@ static int missing(const struct gguf *g, const char *key)
 int gguf_layers(const struct gguf *g, uint32_t *out)
 {
     double blocks, draft = 0;
-    const struct gguf_meta *m = gguf_find(g, PREFIX "block_count");
+    const struct gguf_meta *m = gguf_find(g, GGUF_BLOCKS);
     if (!m || !gguf_number(g, m, 0, &blocks) || blocks < 1 || blocks > 65536)
-        return missing(g, PREFIX "block_count");
-    m = gguf_find(g, PREFIX "nextn_predict_layers");
+        return missing(g, GGUF_BLOCKS);
+    m = gguf_find(g, GGUF_DRAFTS);
     if (m && (!gguf_number(g, m, 0, &draft) || draft < 0 || draft >= blocks))
-        return missing(g, PREFIX "nextn_predict_layers");
+        return missing(g, GGUF_DRAFTS);
     *out = (uint32_t)(blocks - draft);
     return 0;
 }
@@ -47,48 +45,50 @@ static int put_number(json_t *to, const struct gguf *g, const char *name, const 
     return put(to, name, whole ? json_integer((json_int_t)v) : json_real(v), g->err);
 }
 
-static const struct {
-    const char *name, *key;
-    bool needed;
-} numbers[] = {
-    {"hidden_size", PREFIX "embedding_length", true},
-    {"num_attention_heads", PREFIX "attention.head_count", true},
-    {"head_dim", PREFIX "attention.key_length", true},
-    {"q_lora_rank", PREFIX "attention.q_lora_rank", true},
-    {"o_lora_rank", PREFIX "attention.output_lora_rank", true},
-    {"o_groups", PREFIX "attention.output_group_count", true},
-    {"qk_rope_head_dim", PREFIX "rope.dimension_count", true},
-    {"rope_theta", PREFIX "rope.freq_base", true},
-    {"compress_rope_theta", PREFIX "attention.compress_rope_freq_base", true},
-    {"sliding_window", PREFIX "attention.sliding_window", true},
-    {"max_position_embeddings", PREFIX "context_length", true},
-    {"rms_norm_eps", PREFIX "attention.layer_norm_rms_epsilon", true},
-    {"index_n_heads", PREFIX "attention.indexer.head_count", true},
-    {"index_head_dim", PREFIX "attention.indexer.key_length", true},
-    {"index_topk", PREFIX "attention.indexer.top_k", true},
-    {"hc_mult", PREFIX "hyper_connection.count", true},
-    {"hc_sinkhorn_iters", PREFIX "hyper_connection.sinkhorn_iterations", true},
-    {"hc_eps", PREFIX "hyper_connection.epsilon", true},
-    {"n_routed_experts", PREFIX "expert_count", true},
-    {"num_experts_per_tok", PREFIX "expert_used_count", true},
-    {"n_shared_experts", PREFIX "expert_shared_count", true},
-    {"moe_intermediate_size", PREFIX "expert_feed_forward_length", true},
-    {"routed_scaling_factor", PREFIX "expert_weights_scale", true},
-    {"num_hash_layers", PREFIX "hash_layer_count", true},
-    {"bos_token_id", "tokenizer.ggml.bos_token_id", false},
-    {"eos_token_id", "tokenizer.ggml.eos_token_id", false},
-    {"pad_token_id", "tokenizer.ggml.padding_token_id", false},
+#define AT(field) offsetof(struct config, field)
+
+const struct gguf_number gguf_numbers[] = {
+    {"hidden_size", GGUF_ARCH ".embedding_length", true, GGUF_U32, AT(d)},
+    {"num_attention_heads", GGUF_ARCH ".attention.head_count", true, GGUF_U32, AT(n_heads)},
+    {"head_dim", GGUF_ARCH ".attention.key_length", true, GGUF_U32, AT(head_dim)},
+    {"q_lora_rank", GGUF_ARCH ".attention.q_lora_rank", true, GGUF_U32, AT(q_lora)},
+    {"o_lora_rank", GGUF_ARCH ".attention.output_lora_rank", true, GGUF_U32, AT(o_lora)},
+    {"o_groups", GGUF_ARCH ".attention.output_group_count", true, GGUF_U32, AT(o_groups)},
+    {"qk_rope_head_dim", GGUF_ARCH ".rope.dimension_count", true, GGUF_U32, AT(rope_dim)},
+    {"rope_theta", GGUF_ARCH ".rope.freq_base", true, GGUF_F64, AT(rope_theta)},
+    {"compress_rope_theta", GGUF_ARCH ".attention.compress_rope_freq_base", true, GGUF_F64,
+     AT(compress_theta)},
+    {"sliding_window", GGUF_ARCH ".attention.sliding_window", true, GGUF_U32, AT(window)},
+    {"max_position_embeddings", GGUF_ARCH ".context_length", true, GGUF_U32, AT(max_ctx)},
+    {"rms_norm_eps", GGUF_ARCH ".attention.layer_norm_rms_epsilon", true, GGUF_F32, AT(eps)},
+    {"index_n_heads", GGUF_ARCH ".attention.indexer.head_count", true, GGUF_U32, AT(index_heads)},
+    {"index_head_dim", GGUF_ARCH ".attention.indexer.key_length", true, GGUF_U32, AT(index_dim)},
+    {"index_topk", GGUF_ARCH ".attention.indexer.top_k", true, GGUF_U32, AT(index_topk)},
+    {"hc_mult", GGUF_ARCH ".hyper_connection.count", true, GGUF_U32, AT(hc_mult)},
+    {"hc_sinkhorn_iters", GGUF_ARCH ".hyper_connection.sinkhorn_iterations", true, GGUF_U32,
+     AT(hc_iters)},
+    {"hc_eps", GGUF_ARCH ".hyper_connection.epsilon", true, GGUF_F32, AT(hc_eps)},
+    {"n_routed_experts", GGUF_ARCH ".expert_count", true, GGUF_U32, AT(n_experts)},
+    {"num_experts_per_tok", GGUF_ARCH ".expert_used_count", true, GGUF_U32, AT(top_k)},
+    {"n_shared_experts", GGUF_ARCH ".expert_shared_count", true, GGUF_U32, AT(n_shared)},
+    {"moe_intermediate_size", GGUF_ARCH ".expert_feed_forward_length", true, GGUF_U32, AT(d_ff)},
+    {"routed_scaling_factor", GGUF_ARCH ".expert_weights_scale", true, GGUF_F32, AT(routed_scale)},
+    {"num_hash_layers", GGUF_ARCH ".hash_layer_count", true, GGUF_U32, AT(n_hash_layers)},
+    {"bos_token_id", "tokenizer.ggml.bos_token_id", false, GGUF_I32, AT(bos)},
+    {"eos_token_id", "tokenizer.ggml.eos_token_id", false, GGUF_I32, AT(eos)},
+    {"pad_token_id", "tokenizer.ggml.padding_token_id", false, GGUF_I32, AT(pad)},
 };
+const size_t gguf_n_numbers = sizeof gguf_numbers / sizeof *gguf_numbers;
 
 static int put_ratios(json_t *to, const struct gguf *g, uint32_t layers)
 {
     double v;
     json_t *list = json_array();
-    const struct gguf_meta *m = gguf_find(g, PREFIX "attention.compress_ratios");
+    const struct gguf_meta *m = gguf_find(g, GGUF_RATIOS);
     TRY(put(to, "compress_ratios", list, g->err));
     for (uint32_t i = 0; i < layers; i++) {
         if (!m || !gguf_number(g, m, i, &v) || v < 0 || v > 1e6)
-            return missing(g, PREFIX "attention.compress_ratios");
+            return missing(g, GGUF_RATIOS);
         if (json_array_append_new(list, json_integer((json_int_t)v)) != 0)
             return err_memory(g->err, 64, "a config");
     }
@@ -98,7 +98,7 @@ static int put_ratios(json_t *to, const struct gguf *g, uint32_t layers)
 /* One limit for all layers, routed experts and shared ones alike: the official config has no other. */
 static int put_limit(json_t *to, const struct gguf *g)
 {
-    static const char *const key[] = {PREFIX "swiglu_clamp_exp", PREFIX "swiglu_clamp_shexp"};
+    static const char *const key[] = {GGUF_CLAMP, GGUF_CLAMP_SHARED};
     double limit = 0, v;
     for (size_t k = 0; k < 2; k++) {
         const struct gguf_meta *m = gguf_find(g, key[k]);
@@ -113,17 +113,20 @@ static int put_limit(json_t *to, const struct gguf *g)
 
 static int put_scores(json_t *to, const struct gguf *g)
 {
-    double f = 4, norm = 1;
-    const struct gguf_meta *m = gguf_find(g, PREFIX "expert_gating_func");
+    double f = GGUF_SQRTSOFTPLUS, norm = 1;
+    const struct gguf_meta *m = gguf_find(g, GGUF_GATING);
     if (m && !gguf_number(g, m, 0, &f))
         f = 0;
-    const char *name = f == 1 ? "softmax" : f == 2 ? "sigmoid" : f == 4 ? "sqrtsoftplus" : NULL;
+    const char *name = f == GGUF_SOFTMAX        ? "softmax"
+                       : f == GGUF_SIGMOID      ? "sigmoid"
+                       : f == GGUF_SQRTSOFTPLUS ? "sqrtsoftplus"
+                                                : NULL;
     if (!name)
-        return missing(g, PREFIX "expert_gating_func");
+        return missing(g, GGUF_GATING);
     TRY(put(to, "scoring_func", json_string(name), g->err));
-    m = gguf_find(g, PREFIX "expert_weights_norm");
+    m = gguf_find(g, GGUF_NORM);
     if (m && !gguf_number(g, m, 0, &norm))
-        return missing(g, PREFIX "expert_weights_norm");
+        return missing(g, GGUF_NORM);
     return put(to, "norm_topk_prob", json_boolean(norm != 0), g->err);
 }
 
@@ -131,28 +134,27 @@ static int put_scaling(json_t *to, const struct gguf *g)
 {
     struct slice type = {"none", 4};
     size_t at = 0;
-    const struct gguf_meta *m = gguf_find(g, PREFIX "rope.scaling.type");
+    const struct gguf_meta *m = gguf_find(g, GGUF_SCALING);
     if (m)
         gguf_text(g, m, &at, &type);
     if (!slice_is(type, "yarn"))
-        return slice_is(type, "none") ? 0 : missing(g, PREFIX "rope.scaling.type");
+        return slice_is(type, "none") ? 0 : missing(g, GGUF_SCALING);
     json_t *s = json_object();
     TRY(put(to, "rope_scaling", s, g->err));
     TRY(put(s, "type", json_string("yarn"), g->err));
-    TRY(put_number(s, g, "factor", PREFIX "rope.scaling.factor", true));
-    TRY(put_number(s, g, "original_max_position_embeddings",
-                   PREFIX "rope.scaling.original_context_length", true));
-    TRY(put_number(s, g, "beta_fast", PREFIX "rope.scaling.yarn_beta_fast", false));
-    return put_number(s, g, "beta_slow", PREFIX "rope.scaling.yarn_beta_slow", false);
+    TRY(put_number(s, g, "factor", GGUF_FACTOR, true));
+    TRY(put_number(s, g, "original_max_position_embeddings", GGUF_ORIGINAL, true));
+    TRY(put_number(s, g, "beta_fast", GGUF_BETA_FAST, false));
+    return put_number(s, g, "beta_slow", GGUF_BETA_SLOW, false);
 }
 
 static int put_vocab(json_t *to, const struct gguf *g)
 {
-    const struct gguf_meta *m = gguf_find(g, "tokenizer.ggml.tokens");
-    if (gguf_find(g, PREFIX "vocab_size"))
-        return put_number(to, g, "vocab_size", PREFIX "vocab_size", true);
+    const struct gguf_meta *m = gguf_find(g, GGUF_TOKENS);
+    if (gguf_find(g, GGUF_VOCAB))
+        return put_number(to, g, "vocab_size", GGUF_VOCAB, true);
     if (!m || m->n > INT32_MAX)
-        return missing(g, "tokenizer.ggml.tokens");
+        return missing(g, GGUF_TOKENS);
     return put(to, "vocab_size", json_integer((json_int_t)m->n), g->err);
 }
 
@@ -162,8 +164,8 @@ static int fill_config(json_t *to, const struct gguf *g)
     TRY(gguf_layers(g, &layers));
     TRY(put(to, "model_type", json_string("deepseek_v4"), g->err));
     TRY(put(to, "num_hidden_layers", json_integer(layers), g->err));
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        TRY(put_number(to, g, numbers[i].name, numbers[i].key, numbers[i].needed));
+    for (size_t i = 0; i < gguf_n_numbers; i++)
+        TRY(put_number(to, g, gguf_numbers[i].name, gguf_numbers[i].key, gguf_numbers[i].needed));
     TRY(put_vocab(to, g));
     TRY(put_ratios(to, g, layers));
     TRY(put_limit(to, g));
@@ -172,8 +174,6 @@ static int fill_config(json_t *to, const struct gguf *g)
 }
 
 /* ------------------------------------------------------------------ tokenizer.json */
-
-enum { TOKEN_NORMAL = 1, TOKEN_CONTROL = 3, TOKEN_USER = 4, TOKEN_UNUSED = 5 };
 
 static json_t *text_value(struct slice s)
 {
@@ -206,15 +206,15 @@ static int put_token(json_t *vocab, json_t *added, const struct gguf *g, struct 
 
 static int put_tokens(json_t *vocab, json_t *added, const struct gguf *g)
 {
-    const struct gguf_meta *m = gguf_find(g, "tokenizer.ggml.tokens");
-    const struct gguf_meta *k = gguf_find(g, "tokenizer.ggml.token_type");
+    const struct gguf_meta *m = gguf_find(g, GGUF_TOKENS);
+    const struct gguf_meta *k = gguf_find(g, GGUF_TYPES);
     struct slice text;
     size_t at = 0;
     double type;
     if (!m || m->type != GGUF_STRING)
-        return missing(g, "tokenizer.ggml.tokens");
+        return missing(g, GGUF_TOKENS);
     if (!k || k->type == GGUF_STRING || k->n != m->n)
-        return missing(g, "tokenizer.ggml.token_type");
+        return missing(g, GGUF_TYPES);
     uint64_t n = m->n;
     while (n > 0 && gguf_number(g, k, n - 1, &type) && type == TOKEN_UNUSED)
         n--; /* filled up to the width of the head */
@@ -228,11 +228,11 @@ static int put_tokens(json_t *vocab, json_t *added, const struct gguf *g)
 
 static int put_merges(json_t *list, const struct gguf *g)
 {
-    const struct gguf_meta *m = gguf_find(g, "tokenizer.ggml.merges");
+    const struct gguf_meta *m = gguf_find(g, GGUF_MERGES);
     struct slice text;
     size_t at = 0;
     if (!m || m->type != GGUF_STRING)
-        return missing(g, "tokenizer.ggml.merges");
+        return missing(g, GGUF_MERGES);
     for (uint64_t i = 0; i < m->n; i++) {
         gguf_text(g, m, &at, &text);
         TRY(append(list, text_value(text), g->err));
@@ -244,14 +244,14 @@ static int check_model(const struct gguf *g)
 {
     struct slice text = {0};
     size_t at = 0;
-    const struct gguf_meta *m = gguf_find(g, "tokenizer.ggml.model");
-    if (!m || !gguf_text(g, m, &at, &text) || !slice_is(text, "gpt2"))
-        return missing(g, "tokenizer.ggml.model (\"gpt2\")");
+    const struct gguf_meta *m = gguf_find(g, GGUF_MODEL);
+    if (!m || !gguf_text(g, m, &at, &text) || !slice_is(text, GGUF_MODEL_BPE))
+        return missing(g, GGUF_MODEL " (\"" GGUF_MODEL_BPE "\")");
     at = 0;
-    m = gguf_find(g, "tokenizer.ggml.pre");
+    m = gguf_find(g, GGUF_PRE);
     if (!m || !gguf_text(g, m, &at, &text) ||
-        !(slice_is(text, "joyai-llm") || (text.n >= 8 && memcmp(text.p, "deepseek", 8) == 0)))
-        return missing(g, "tokenizer.ggml.pre (\"joyai-llm\" or \"deepseek...\")");
+        !(slice_is(text, GGUF_PRE_V4) || (text.n >= 8 && memcmp(text.p, "deepseek", 8) == 0)))
+        return missing(g, GGUF_PRE " (\"" GGUF_PRE_V4 "\" or \"deepseek...\")");
     return 0;
 }
 
