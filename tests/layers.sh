@@ -9,7 +9,7 @@ arrows='
 system:             dsv4
 simd:
 quant:              simd
-load:               dsv4 system quant
+load:               dsv4 system quant text
 text:               dsv4 system
 gpu:                dsv4 system
 convert:            dsv4 system load quant simd session

@@ -47,8 +47,32 @@ for text in "abc def ghi" "one, two and three" "Zebra 1234"; do
         fail "\"$text\": the file answers otherwise than the directory"
     fi
 done
+same() { # FILE: "Zebra 1234" is answered as by the directory
+    answer "$1" "Zebra 1234" >"$T/out"
+    if cmp -s "$T/want" "$T/out"; then pass; else fail "$1 answers otherwise than the directory"; fi
+}
 head -c 100000 "$T/tiny.gguf" >"$T/cut.gguf"
 run 3 "$D" -m "$T/cut.gguf" -n 1 x
+write model tests/golden/v4-tiny "$T/drafts.gguf" 0 drafts
+same "$T/drafts.gguf"
+
+# ------------------------------------------------------------------ parts
+write model tests/golden/v4-tiny "$T/parts.gguf" 60
+set -- "$T"/parts-0000?-of-0000?.gguf
+same "$1"
+same "$3"
+"$D" info -m "$2" >"$T/out" 2>"$T/err"
+says out "shards +$#\$"
+run 3 "$D" info -m "$T/nothing-00001-of-00002.gguf"
+cp "$2" "$T/lonely-00002-of-0000$#.gguf"
+run 3 "$D" info -m "$T/lonely-00002-of-0000$#.gguf"
+says err "lonely-00001-of-0000$#.gguf: cannot open"
+cp "$2" "$T/renamed.gguf"
+run 3 "$D" info -m "$T/renamed.gguf"
+says err "part 2 of $# of a model; expected a name that ends with -00002-of-0000$#.gguf"
+cp "$3" "$2"
+run 3 "$D" info -m "$1"
+says err "part 3 of $# by its metadata, 2 of $# by its name"
 
 # ------------------------------------------------------------------ every type
 # All K types are q8 in memory, and that is what a plan counts.

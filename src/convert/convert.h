@@ -1,7 +1,7 @@
 /* convert.h - a checkpoint becomes a converted directory (docs/quantization.md): safetensors shards whose
  * matrices are the panels that kernels stream, so that an engine maps them and starts.
  *
- *   source   what is read: a directory, its config, its tensors
+ *   source   what is read: a directory or GGUF file, its config, its tensors
  *   prune    which experts stay, where fewer are asked for
  *   plan     which output tensor is made of what, in which type, at which byte of which shard; a list of
  *            jobs that may be changed until plan_layout()
@@ -19,8 +19,7 @@
 
 struct source {
     char *dir;
-    char *config; /* the text of config.json */
-    size_t config_len;
+    struct checkpoint_text config;
     bool shapes; /* tensors without data: to be planned for only */
     struct config *cfg;
     struct store *store;

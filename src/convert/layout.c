@@ -298,7 +298,7 @@ int plan_config(struct plan *p, dsv4_err *err)
     json_t *root;
     struct named *x;
     TRY(mem_alloc(&x, p->n, sizeof *x, "names", err));
-    int rc = json_open(&root, s->config, s->config_len, s->dir, err);
+    int rc = json_open(&root, s->config.text, s->config.len, s->config.where, err);
     if (rc != 0) {
         free(x);
         return rc;

@@ -17,7 +17,7 @@ int memory_beside(struct memory_beside *out, const struct source *s, const dsv4_
                                                   : CONTEXT,
                        .threads = o->threads};
     TRY(plan_threads(&place, &eo, err));
-    int rc = checkpoint_shapes(&cp, s->config, s->config_len, err);
+    int rc = checkpoint_shapes(&cp, s->config.text, s->config.len, err);
     if (rc == 0) {
         rc = plan_make(&p, &cp, &eo, &place, true, err);
         checkpoint_close(&cp);

@@ -447,17 +447,12 @@ static int open_to_others(const struct output *o, const char *name, dsv4_err *er
 
 static int carry(const struct output *o, const char *name, dsv4_err *err)
 {
-    char *path, *data;
-    size_t len;
-    TRY(path_in(&path, o->plan->source->dir, name, err));
+    struct checkpoint_text t;
+    TRY(checkpoint_text(&t, o->plan->source->dir, name, false, err));
     int rc = 0;
-    if (access(path, F_OK) == 0 && (rc = file_read(path, SMALL_FILE, &data, &len, err)) == 0) {
-        rc = write_in(o, name, data, len, err);
-        if (rc == 0)
-            rc = open_to_others(o, name, err);
-        free(data);
-    }
-    free(path);
+    if (t.text && (rc = write_in(o, name, t.text, t.len, err)) == 0)
+        rc = open_to_others(o, name, err);
+    checkpoint_text_close(&t);
     return rc;
 }
 

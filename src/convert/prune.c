@@ -468,7 +468,7 @@ int pruning_read(struct pruning **out, const struct source *pruned, const struct
     json_t *root;
     struct pruning *p = NULL;
     *out = NULL;
-    TRY(json_open(&root, pruned->config, pruned->config_len, pruned->dir, err));
+    TRY(json_open(&root, pruned->config.text, pruned->config.len, pruned->config.where, err));
     const json_t *x = json_object_get(json_object_get(root, section), record);
     const json_t *kept = json_object_get(x, "kept");
     int rc = 0;

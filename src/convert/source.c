@@ -7,31 +7,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CONFIG_LIMIT = 64 << 20 };
-
 static int read_config(struct source *s, dsv4_err *err)
 {
-    struct bytes path = {0};
-    int rc = bytes_printf(&path, err, "%s/config.json", s->dir);
-    if (rc == 0)
-        rc = file_read(path.data, CONFIG_LIMIT, &s->config, &s->config_len, err);
-    if (rc == 0)
-        rc = config_parse(&s->cfg, s->config, s->config_len, path.data, err);
-    free(path.data);
-    return rc;
+    TRY(checkpoint_text(&s->config, s->dir, "config.json", true, err));
+    return config_parse(&s->cfg, s->config.text, s->config.len, s->config.where, err);
 }
 
 int source_open_config(struct source *s, const char *config, size_t len, dsv4_err *err)
 {
     struct checkpoint cp;
-    *s = (struct source){.shapes = true, .config_len = len};
+    *s = (struct source){.shapes = true, .config.len = len};
     kernels_init(&s->k, NULL);
     TRY(checkpoint_shapes(&cp, config, len, err));
     s->store = cp.store; /* which outlives the model that it was made from */
     cp.store = NULL;
     checkpoint_close(&cp);
     int rc = config_parse(&s->cfg, config, len, "config.json", err);
-    if (rc == 0 && (!(s->dir = strdup("config.json")) || !(s->config = strndup(config, len))))
+    if (rc == 0 &&
+        (!(s->dir = strdup("config.json")) || !(s->config.where = strdup("config.json")) ||
+         !(s->config.text = strndup(config, len))))
         rc = err_memory(err, len, "a config");
     if (rc != 0)
         source_close(s);
@@ -56,14 +50,14 @@ void source_close(struct source *s)
 {
     store_close(s->store);
     config_close(s->cfg);
-    free(s->config);
+    checkpoint_text_close(&s->config);
     free(s->dir);
     *s = (struct source){0};
 }
 
 void source_row(const struct source *s, const struct wmat *w, size_t r, float *out)
 {
-    s->k.decode(out, w, r);
+    row_floats(&s->k, out, w, r);
 }
 
 /* ------------------------------------------------------------------ values that are no numbers */

@@ -1,9 +1,8 @@
-/* GGUF files of architecture deepseek4: metadata, then the tensors under their official names, one for every expert
- * of a fused one (docs/gguf.md has the table). Every length, count and offset is checked against the file before
- * it is followed; the data stays where it is in the mapping. */
+/* One GGUF file: its metadata and the list of its tensors. Every length, count and offset is checked against the file
+ * before it is followed; the data stays where it is in the mapping. */
 #include "gguf.h"
 
-#include <stdio.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -131,6 +130,23 @@ bool gguf_text(const struct gguf *g, const struct gguf_meta *m, size_t *at, stru
     return true;
 }
 
+int gguf_missing(const struct gguf *g, const char *key)
+{
+    return err_set(g->err, DSV4_REFUSED, "%s: %s is missing or not as expected", g->path, key);
+}
+
+int gguf_whole(const struct gguf *g, const char *key, uint32_t lo, uint32_t hi, uint32_t *out)
+{
+    double v;
+    const struct gguf_meta *m = gguf_find(g, key);
+    if (!m)
+        return 0;
+    if (!gguf_number(g, m, 0, &v) || !(v >= lo && v <= hi) || v != floor(v))
+        return gguf_missing(g, key);
+    *out = (uint32_t)v;
+    return 0;
+}
+
 bool gguf_is(const struct file_map *map)
 {
     return map->len >= 4 && memcmp(map->data, "GGUF", 4) == 0;
@@ -144,57 +160,26 @@ static int read_head(struct gguf *g)
     TRY(take(g, &version, sizeof version));
     if (version != GGUF_VERSION)
         return refuse(g, "the version of the format is not 3", version);
-    TRY(take(g, &g->n_tensors, sizeof g->n_tensors));
+    TRY(take(g, &g->n_entries, sizeof g->n_entries));
     TRY(take(g, &n_meta, sizeof n_meta));
+    if (g->n_entries > g->len / 32) /* the least that one takes */
+        return refuse(g, "more tensors than the file has room for", g->n_entries);
     if (n_meta > g->len / 12)
         return refuse(g, "more metadata than the file has room for", n_meta);
     for (uint64_t i = 0; i < n_meta; i++)
         TRY(read_meta(g));
-    qsort(g->meta, g->n, sizeof *g->meta, by_key);
+    if (g->n > 0)
+        qsort(g->meta, g->n, sizeof *g->meta, by_key);
     for (size_t i = 1; i < g->n; i++)
         if (by_key(&g->meta[i - 1], &g->meta[i]) == 0)
             return err_set(g->err, DSV4_REFUSED, "%s: %.*s is there twice", g->path,
                            (int)g->meta[i].key.n, g->meta[i].key.p);
-    const struct gguf_meta *m = gguf_find(g, GGUF_ARCHITECTURE);
-    struct slice name;
-    size_t at = 0;
-    if (!m || !gguf_text(g, m, &at, &name) || !slice_is(name, GGUF_ARCH))
-        return err_set(g->err, DSV4_REFUSED, "%s: " GGUF_ARCHITECTURE " is not \"" GGUF_ARCH "\"",
-                       g->path);
-    double split = 0;
-    if ((m = gguf_find(g, "split.count")) && gguf_number(g, m, 0, &split) && split > 1)
-        return err_set(g->err, DSV4_REFUSED,
-                       "%s: one of %.0f parts of a model; expected a whole one (llama-gguf-split "
-                       "--merge makes it)",
-                       g->path, split);
     return 0;
-}
-
-int gguf_open(struct gguf *g, const struct file_map *map, dsv4_err *err)
-{
-    *g = (struct gguf){.data = map->data, .len = map->len, .path = map->path, .err = err};
-    int rc =
-        gguf_is(map) ? read_head(g) : err_set(err, DSV4_REFUSED, "%s: not a GGUF file", map->path);
-    if (rc != 0)
-        gguf_close(g);
-    return rc;
-}
-
-void gguf_close(struct gguf *g)
-{
-    free(g->meta);
-    *g = (struct gguf){0};
 }
 
 /* ------------------------------------------------------------------ tensors */
 
-struct entry {
-    struct slice name;
-    uint64_t offset;
-    struct tensor t; /* of the file: what is fused is one */
-};
-
-static int set_type(struct gguf *g, struct entry *e, uint32_t type)
+static int set_type(struct gguf *g, struct gguf_entry *e, uint32_t type)
 {
     struct tensor *t = &e->t;
     uint64_t inner = t->dim[t->rank - 1], cols = 1, bytes = 0;
@@ -224,10 +209,10 @@ static int set_type(struct gguf *g, struct entry *e, uint32_t type)
     return 0;
 }
 
-static int read_entry(struct gguf *g, struct entry *e, uint32_t align)
+static int read_entry(struct gguf *g, struct gguf_entry *e, uint32_t align)
 {
     uint32_t type = 0;
-    *e = (struct entry){0};
+    *e = (struct gguf_entry){0};
     TRY(take_text(g, &e->name));
     if (e->name.n == 0 || e->name.n > NAME_MAX_LEN || memchr(e->name.p, 0, e->name.n))
         return refuse(g, "a tensor has no name, or one of too many bytes", e->name.n);
@@ -245,14 +230,17 @@ static int read_entry(struct gguf *g, struct entry *e, uint32_t align)
 
 static int by_offset(const void *a, const void *b)
 {
-    const struct entry *x = a, *y = b;
+    const struct gguf_entry *x = a, *y = b;
     return (x->offset > y->offset) - (x->offset < y->offset);
 }
 
 /* Inside the file, and no byte of two tensors. */
-static int check_places(struct gguf *g, struct entry *e, size_t n, size_t base)
+static int check_places(struct gguf *g, size_t base)
 {
-    qsort(e, n, sizeof *e, by_offset);
+    struct gguf_entry *e = g->entry;
+    size_t n = (size_t)g->n_entries;
+    if (n > 0)
+        qsort(e, n, sizeof *e, by_offset);
     for (size_t i = 0; i < n; i++) {
         uint64_t end = i + 1 < n ? e[i + 1].offset : g->len - base;
         if (e[i].offset > end || e[i].t.bytes > end - e[i].offset)
@@ -264,97 +252,35 @@ static int check_places(struct gguf *g, struct entry *e, size_t n, size_t base)
     return 0;
 }
 
-static int add(struct gguf *g, struct tensors *out, struct text_block **texts, struct tensor *t,
-               const char *name)
+static int read_entries(struct gguf *g)
 {
-    TRY(text_keep(texts, name, strlen(name), &t->name, g->err));
-    TRY(mem_grow(&out->t, &out->cap, out->n + 1, sizeof *out->t, "the list of tensors", g->err));
-    out->t[out->n++] = *t;
-    return 0;
-}
-
-/* One tensor for every expert of a fused one. */
-static int add_experts(struct gguf *g, struct tensors *out, struct text_block **texts,
-                       struct tensor *t, unsigned long block, const char *format)
-{
-    char rest[64], name[NAME_MAX_LEN + 64];
-    if (t->rank != 3)
-        return tensor_refuse(t, "three dimensions, experts outermost", g->err);
-    struct tensor one = *t;
-    one.rank = 2;
-    one.dim[0] = t->dim[1];
-    one.dim[1] = t->dim[2];
-    one.bytes = t->bytes / t->dim[0];
-    size_t w = (size_t)(strstr(format, GGUF_EXPERT) - format);
-    for (uint64_t i = 0; i < t->dim[0]; i++, one.data += one.bytes) {
-        snprintf(rest, sizeof rest, "%.*s%llu%s", (int)w, format, (unsigned long long)i,
-                 format + w + strlen(GGUF_EXPERT));
-        snprintf(name, sizeof name, "layers.%lu.%s", block, rest);
-        TRY(add(g, out, texts, &one, name));
-    }
-    return 0;
-}
-
-static int add_entry(struct gguf *g, struct tensors *out, struct text_block **texts,
-                     struct entry *e, uint32_t n_layers)
-{
-    char name[NAME_MAX_LEN + 64];
-    unsigned long block = 0;
-    bool inner;
-    struct tensor *t = &e->t;
-    t->path = g->path;
-    TRY(text_keep(texts, e->name.p, e->name.n, &t->stored, g->err));
-    const char *to = gguf_official(t->stored, &inner, &block);
-    if (inner && block >= n_layers) /* drafting layers: not used */
-        return 0;
-    if (!to)
-        return err_set(g->err, DSV4_REFUSED, "%s: a deepseek4 file has no tensor %s", g->path,
-                       t->stored);
-    if (strstr(to, GGUF_EXPERT))
-        return add_experts(g, out, texts, t, block, to);
-    if (inner)
-        snprintf(name, sizeof name, "layers.%lu.%s", block, to);
-    return add(g, out, texts, t, inner ? name : to);
-}
-
-static int read_tensors(struct gguf *g, struct entry *e, size_t n, struct tensors *out,
-                        struct text_block **texts)
-{
-    double align = GGUF_ALIGNMENT;
-    uint32_t layers;
-    const struct gguf_meta *m = gguf_find(g, "general.alignment");
-    if (m && (!gguf_number(g, m, 0, &align) || align < 1 || align > ALIGNMENT_MAX ||
-              ((uint32_t)align & ((uint32_t)align - 1)) != 0))
-        return err_set(g->err, DSV4_REFUSED,
-                       "%s: general.alignment is no power of two from 1 to %d", g->path,
-                       ALIGNMENT_MAX);
-    uint32_t a = (uint32_t)align;
-    TRY(gguf_layers(g, &layers));
-    for (size_t i = 0; i < n; i++)
-        TRY(read_entry(g, &e[i], a));
-    size_t pad = (a - g->at % a) % a;
+    uint32_t align = GGUF_ALIGNMENT;
+    TRY(gguf_whole(g, "general.alignment", 1, ALIGNMENT_MAX, &align));
+    if ((align & (align - 1)) != 0)
+        return gguf_missing(g, "general.alignment (a power of two)");
+    for (size_t i = 0; i < g->n_entries; i++)
+        TRY(read_entry(g, &g->entry[i], align));
+    size_t pad = (align - g->at % align) % align;
     if (pad > g->len - g->at)
         return refuse(g, "the file ends before its data", g->len);
-    TRY(check_places(g, e, n, g->at + pad));
-    for (size_t i = 0; i < n; i++)
-        TRY(add_entry(g, out, texts, &e[i], layers));
-    return 0;
+    return check_places(g, g->at + pad);
 }
 
-int gguf_read(struct tensors *out, struct text_block **texts, const struct file_map *map,
-              dsv4_err *err)
+/* ------------------------------------------------------------------ a file */
+
+int gguf_file_read(struct gguf *g, const struct file_map *map, dsv4_err *err)
 {
-    struct gguf g;
-    struct entry *e;
-    TRY(gguf_open(&g, map, err));
-    int rc = 0;
-    if (g.n_tensors > g.len / 32) /* the least that one takes */
-        rc = refuse(&g, "more tensors than the file has room for", g.n_tensors);
-    else if ((rc = mem_alloc(&e, (size_t)g.n_tensors, sizeof *e, "the list of tensors", err)) ==
-             0) {
-        rc = read_tensors(&g, e, (size_t)g.n_tensors, out, texts);
-        free(e);
-    }
-    gguf_close(&g);
-    return rc;
+    *g = (struct gguf){.data = map->data, .len = map->len, .path = map->path, .err = err};
+    if (!gguf_is(map))
+        return err_set(err, DSV4_REFUSED, "%s: not a GGUF file", map->path);
+    TRY(read_head(g));
+    TRY(mem_alloc(&g->entry, (size_t)g->n_entries, sizeof *g->entry, "the list of tensors", err));
+    return read_entries(g);
+}
+
+void gguf_file_close(struct gguf *g)
+{
+    free(g->meta);
+    free(g->entry);
+    *g = (struct gguf){0};
 }

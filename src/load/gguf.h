@@ -30,27 +30,53 @@ struct gguf_meta {
     size_t at;
 };
 
+/* A tensor as its file has it: what is fused is one. */
+struct gguf_entry {
+    struct slice name;
+    uint64_t offset;
+    struct tensor t; /* without names */
+};
+
+/* One file. */
 struct gguf {
     const uint8_t *data;
     size_t len, at;
     const char *path;
     struct gguf_meta *meta; /* [n], ascending by key */
     size_t n, cap;
-    uint64_t n_tensors;
+    struct gguf_entry *entry; /* [n_entries], as their data lie */
+    uint64_t n_entries;
     dsv4_err *err;
 };
 
-/* Magic, version, metadata, architecture. `err` is kept for later calls. */
-int gguf_open(struct gguf *g, const struct file_map *map, dsv4_err *err);
-void gguf_close(struct gguf *g);
+/* Magic, version, metadata and the list of tensors, each inside the file and none over another. `err` is kept for
+ * later calls. After a failure gguf_file_close() is still to be called. */
+int gguf_file_read(struct gguf *g, const struct file_map *map, dsv4_err *err);
+void gguf_file_close(struct gguf *g);
 
 const struct gguf_meta *gguf_find(const struct gguf *g, const char *key);
 /* Value i as a number; false: it is none, or there are fewer. */
 bool gguf_number(const struct gguf *g, const struct gguf_meta *m, uint64_t i, double *out);
 /* A string, or the next of a list: *at is 0 before the first. The caller counts. False: no strings. */
 bool gguf_text(const struct gguf *g, const struct gguf_meta *m, size_t *at, struct slice *out);
-/* Layers of the model, without those for drafting. */
-int gguf_layers(const struct gguf *g, uint32_t *out);
+/* A whole number from lo to hi; *out stays when the key is absent. */
+int gguf_whole(const struct gguf *g, const char *key, uint32_t lo, uint32_t hi, uint32_t *out);
+/* "PATH: KEY is missing or not as expected" */
+int gguf_missing(const struct gguf *g, const char *key);
+
+/* ------------------------------------------------------------------ gguf_model.c */
+
+/* The files of one model, in their order. The first has the metadata. */
+struct gguf_model {
+    struct file_map *map; /* [n] */
+    struct gguf *part;    /* [n] */
+    uint32_t n;
+    uint32_t layers; /* without those for drafting */
+};
+
+/* A file of architecture deepseek4, or any part of one: all parts are opened. */
+int gguf_open(struct gguf_model *m, const char *path, dsv4_err *err);
+void gguf_close(struct gguf_model *m);
 
 /* ------------------------------------------------------------------ keys (gguf_config.c reads, gguf_write.c writes) */
 
@@ -75,6 +101,8 @@ int gguf_layers(const struct gguf *g, uint32_t *out);
 #define GGUF_TOKENS       "tokenizer.ggml.tokens"
 #define GGUF_TYPES        "tokenizer.ggml.token_type"
 #define GGUF_MERGES       "tokenizer.ggml.merges"
+#define GGUF_TEMPERATURE  "general.sampling.temp"
+#define GGUF_TEMPLATE     "tokenizer.chat_template"
 #define GGUF_MODEL_BPE    "gpt2"
 #define GGUF_PRE_V4 \
     "joyai-llm" /* the name that llama.cpp has for the split patterns of V3.1 and later */

@@ -1,32 +1,14 @@
-/* What a GGUF file says about its model and its tokenizer, as the text of the config.json and tokenizer.json that
- * an official directory has: whoever reads those checks them. */
+/* What a GGUF file says about its model and its tokenizer, as the texts of the files that an official directory
+ * has: whoever reads those checks them. */
 #include "gguf.h"
 
-#include <fcntl.h>
+#include "src/text/text.h"
+
 #include <math.h>
 #include <string.h>
 
-static int missing(const struct gguf *g, const char *key)
-{
-    return err_set(g->err, DSV4_REFUSED, "%s: %s is missing or not as expected", g->path, key);
-}
-
-int gguf_layers(const struct gguf *g, uint32_t *out)
-{
-    double blocks, draft = 0;
-    const struct gguf_meta *m = gguf_find(g, GGUF_BLOCKS);
-    if (!m || !gguf_number(g, m, 0, &blocks) || blocks < 1 || blocks > 65536)
-        return missing(g, GGUF_BLOCKS);
-    m = gguf_find(g, GGUF_DRAFTS);
-    if (m && (!gguf_number(g, m, 0, &draft) || draft < 0 || draft >= blocks))
-        return missing(g, GGUF_DRAFTS);
-    *out = (uint32_t)(blocks - draft);
-    return 0;
-}
-
 /* ------------------------------------------------------------------ config.json */
 
-/* `list`: the first of many, or the only one. Takes the place of an object's member. */
 static int put(json_t *to, const char *name, json_t *value, dsv4_err *err)
 {
     return json_object_set_new(to, name, value) == 0 ? 0 : err_memory(err, 64, "a config");
@@ -40,7 +22,7 @@ static int put_number(json_t *to, const struct gguf *g, const char *name, const 
     if (!m && !needed)
         return 0;
     if (!m || !gguf_number(g, m, 0, &v) || !isfinite(v))
-        return missing(g, key);
+        return gguf_missing(g, key);
     bool whole = m->type != GGUF_F32 && m->type != GGUF_F64 && fabs(v) < 0x1p53;
     return put(to, name, whole ? json_integer((json_int_t)v) : json_real(v), g->err);
 }
@@ -88,7 +70,7 @@ static int put_ratios(json_t *to, const struct gguf *g, uint32_t layers)
     TRY(put(to, "compress_ratios", list, g->err));
     for (uint32_t i = 0; i < layers; i++) {
         if (!m || !gguf_number(g, m, i, &v) || v < 0 || v > 1e6)
-            return missing(g, GGUF_RATIOS);
+            return gguf_missing(g, GGUF_RATIOS);
         if (json_array_append_new(list, json_integer((json_int_t)v)) != 0)
             return err_memory(g->err, 64, "a config");
     }
@@ -104,7 +86,7 @@ static int put_limit(json_t *to, const struct gguf *g)
         const struct gguf_meta *m = gguf_find(g, key[k]);
         for (uint64_t i = 0; m && i < m->n; i++) {
             if (!gguf_number(g, m, i, &v) || (limit != 0 && v != limit))
-                return missing(g, key[k]);
+                return gguf_missing(g, key[k]);
             limit = v;
         }
     }
@@ -122,11 +104,11 @@ static int put_scores(json_t *to, const struct gguf *g)
                        : f == GGUF_SQRTSOFTPLUS ? "sqrtsoftplus"
                                                 : NULL;
     if (!name)
-        return missing(g, GGUF_GATING);
+        return gguf_missing(g, GGUF_GATING);
     TRY(put(to, "scoring_func", json_string(name), g->err));
     m = gguf_find(g, GGUF_NORM);
     if (m && !gguf_number(g, m, 0, &norm))
-        return missing(g, GGUF_NORM);
+        return gguf_missing(g, GGUF_NORM);
     return put(to, "norm_topk_prob", json_boolean(norm != 0), g->err);
 }
 
@@ -138,7 +120,7 @@ static int put_scaling(json_t *to, const struct gguf *g)
     if (m)
         gguf_text(g, m, &at, &type);
     if (!slice_is(type, "yarn"))
-        return slice_is(type, "none") ? 0 : missing(g, GGUF_SCALING);
+        return slice_is(type, "none") ? 0 : gguf_missing(g, GGUF_SCALING);
     json_t *s = json_object();
     TRY(put(to, "rope_scaling", s, g->err));
     TRY(put(s, "type", json_string("yarn"), g->err));
@@ -154,14 +136,12 @@ static int put_vocab(json_t *to, const struct gguf *g)
     if (gguf_find(g, GGUF_VOCAB))
         return put_number(to, g, "vocab_size", GGUF_VOCAB, true);
     if (!m || m->n > INT32_MAX)
-        return missing(g, GGUF_TOKENS);
+        return gguf_missing(g, GGUF_TOKENS);
     return put(to, "vocab_size", json_integer((json_int_t)m->n), g->err);
 }
 
-static int fill_config(json_t *to, const struct gguf *g)
+static int fill_config(json_t *to, const struct gguf *g, uint32_t layers)
 {
-    uint32_t layers;
-    TRY(gguf_layers(g, &layers));
     TRY(put(to, "model_type", json_string("deepseek_v4"), g->err));
     TRY(put(to, "num_hidden_layers", json_integer(layers), g->err));
     for (size_t i = 0; i < gguf_n_numbers; i++)
@@ -175,11 +155,6 @@ static int fill_config(json_t *to, const struct gguf *g)
 
 /* ------------------------------------------------------------------ tokenizer.json */
 
-static json_t *text_value(struct slice s)
-{
-    return json_stringn(s.p, s.n); /* NULL: not UTF-8 */
-}
-
 static int append(json_t *list, json_t *value, dsv4_err *err)
 {
     return json_array_append_new(list, value) == 0 ? 0 : err_memory(err, 64, "a tokenizer");
@@ -188,19 +163,18 @@ static int append(json_t *list, json_t *value, dsv4_err *err)
 static int put_token(json_t *vocab, json_t *added, const struct gguf *g, struct slice text,
                      uint64_t id, double type)
 {
-    json_t *word = text_value(text);
-    if (!word)
+    if (!utf8_valid(text.p, text.n))
         return err_set(g->err, DSV4_REFUSED, "%s: token %llu is not UTF-8", g->path,
                        (unsigned long long)id);
     if (type == TOKEN_NORMAL) {
-        int rc = json_object_setn_new_nocheck(vocab, text.p, text.n, json_integer((json_int_t)id));
-        json_decref(word);
+        json_t *number = json_integer((json_int_t)id);
+        int rc = json_object_setn_new_nocheck(vocab, text.p, text.n, number);
         return rc == 0 ? 0 : err_memory(g->err, text.n, "a tokenizer");
     }
     return append(added,
-                  json_pack("{sI so sb sb sb sb sb}", "id", (json_int_t)id, "content", word,
-                            "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special",
-                            type == TOKEN_CONTROL),
+                  json_pack("{sI so sb sb sb sb sb}", "id", (json_int_t)id, "content",
+                            json_stringn_nocheck(text.p, text.n), "single_word", 0, "lstrip", 0,
+                            "rstrip", 0, "normalized", 0, "special", type == TOKEN_CONTROL),
                   g->err);
 }
 
@@ -212,9 +186,9 @@ static int put_tokens(json_t *vocab, json_t *added, const struct gguf *g)
     size_t at = 0;
     double type;
     if (!m || m->type != GGUF_STRING)
-        return missing(g, GGUF_TOKENS);
+        return gguf_missing(g, GGUF_TOKENS);
     if (!k || k->type == GGUF_STRING || k->n != m->n)
-        return missing(g, GGUF_TYPES);
+        return gguf_missing(g, GGUF_TYPES);
     uint64_t n = m->n;
     while (n > 0 && gguf_number(g, k, n - 1, &type) && type == TOKEN_UNUSED)
         n--; /* filled up to the width of the head */
@@ -232,10 +206,13 @@ static int put_merges(json_t *list, const struct gguf *g)
     struct slice text;
     size_t at = 0;
     if (!m || m->type != GGUF_STRING)
-        return missing(g, GGUF_MERGES);
+        return gguf_missing(g, GGUF_MERGES);
     for (uint64_t i = 0; i < m->n; i++) {
         gguf_text(g, m, &at, &text);
-        TRY(append(list, text_value(text), g->err));
+        if (!utf8_valid(text.p, text.n))
+            return err_set(g->err, DSV4_REFUSED, "%s: merge %llu is not UTF-8", g->path,
+                           (unsigned long long)i);
+        TRY(append(list, json_stringn_nocheck(text.p, text.n), g->err));
     }
     return 0;
 }
@@ -246,21 +223,21 @@ static int check_model(const struct gguf *g)
     size_t at = 0;
     const struct gguf_meta *m = gguf_find(g, GGUF_MODEL);
     if (!m || !gguf_text(g, m, &at, &text) || !slice_is(text, GGUF_MODEL_BPE))
-        return missing(g, GGUF_MODEL " (\"" GGUF_MODEL_BPE "\")");
+        return gguf_missing(g, GGUF_MODEL " (\"" GGUF_MODEL_BPE "\")");
     at = 0;
     m = gguf_find(g, GGUF_PRE);
     if (!m || !gguf_text(g, m, &at, &text) ||
         !(slice_is(text, GGUF_PRE_V4) || (text.n >= 8 && memcmp(text.p, "deepseek", 8) == 0)))
-        return missing(g, GGUF_PRE " (\"" GGUF_PRE_V4 "\" or \"deepseek...\")");
+        return gguf_missing(g, GGUF_PRE " (\"" GGUF_PRE_V4 "\" or \"deepseek...\")");
     return 0;
 }
 
-static int put_splits(json_t *list, const char *const *patterns, dsv4_err *err)
+static int put_splits(json_t *list, dsv4_err *err)
 {
-    for (; *patterns; patterns++)
+    for (size_t i = 0; split_released(i); i++)
         TRY(append(list,
-                   json_pack("{ss s{ss} ss sb}", "type", "Split", "pattern", "Regex", *patterns,
-                             "behavior", "Isolated", "invert", 0),
+                   json_pack("{ss s{ss} ss sb}", "type", "Split", "pattern", "Regex",
+                             split_released(i), "behavior", "Isolated", "invert", 0),
                    err));
     return append(list,
                   json_pack("{ss sb sb sb}", "type", "ByteLevel", "add_prefix_space", 0,
@@ -268,53 +245,65 @@ static int put_splits(json_t *list, const char *const *patterns, dsv4_err *err)
                   err);
 }
 
-static int fill_tokenizer(json_t *to, const struct gguf *g, const char *const *patterns)
+static int fill_tokenizer(json_t *to, const struct gguf *g)
 {
-    json_t *added = json_array(), *model = json_pack("{ss}", "type", "BPE");
-    json_t *vocab = json_object(), *merges = json_array(), *splits = json_array();
-    int rc = put(to, "added_tokens", added, g->err);
-    if (rc == 0)
-        rc = put(to, "model", model, g->err);
-    else
-        json_decref(model);
-    rc = put(model, "vocab", vocab, g->err) | put(model, "merges", merges, g->err) | rc;
-    json_t *pre = json_pack("{ss so}", "type", "Sequence", "pretokenizers", splits);
-    rc = put(to, "pre_tokenizer", pre, g->err) | rc;
-    rc = put(to, "decoder", json_pack("{ss}", "type", "ByteLevel"), g->err) | rc;
-    if (rc != 0)
-        return rc;
+    json_t *model = json_pack("{ss s{} s[]}", "type", "BPE", "vocab", "merges");
+    json_t *added = json_array();
+    json_t *pre = json_pack("{ss s[]}", "type", "Sequence", "pretokenizers");
+    int rc = put(to, "model", model, g->err) | put(to, "added_tokens", added, g->err) |
+             put(to, "pre_tokenizer", pre, g->err) |
+             put(to, "decoder", json_pack("{ss}", "type", "ByteLevel"), g->err);
+    if (rc != 0) /* and some of them are gone */
+        return err_memory(g->err, 64, "a tokenizer");
     TRY(check_model(g));
-    TRY(put_splits(splits, patterns, g->err));
-    TRY(put_tokens(vocab, added, g));
-    return put_merges(merges, g);
+    TRY(put_splits(json_object_get(pre, "pretokenizers"), g->err));
+    TRY(put_tokens(json_object_get(model, "vocab"), added, g));
+    return put_merges(json_object_get(model, "merges"), g);
 }
 
-/* ------------------------------------------------------------------ both */
+/* ------------------------------------------------------------------ other files */
 
-static int describe(char **json, const char *file, const char *const *patterns, dsv4_err *err)
+/* How the makers sample, where the file says it. */
+static int fill_generation(json_t *to, const struct gguf *g)
 {
-    struct file_map map = {0};
-    struct gguf g = {0};
-    *json = NULL;
-    TRY(file_map_open(&map, AT_FDCWD, file, false, file, err));
-    json_t *to = json_object();
-    int rc = gguf_open(&g, &map, err);
-    if (rc == 0)
-        rc = patterns ? fill_tokenizer(to, &g, patterns) : fill_config(to, &g);
-    if (rc == 0)
-        rc = json_write(json, to, 0, err);
+    TRY(put(to, "do_sample", json_true(), g->err));
+    TRY(put_number(to, g, "temperature", GGUF_TEMPERATURE, false));
+    TRY(put_number(to, g, "top_p", "general.sampling.top_p", false));
+    return put_number(to, g, "top_k", "general.sampling.top_k", false);
+}
+
+static int put_text(char **out, const struct gguf *g, const char *key)
+{
+    struct slice text;
+    size_t at = 0;
+    const struct gguf_meta *m = gguf_find(g, key);
+    if (!m || !gguf_text(g, m, &at, &text))
+        return 0;
+    if (memchr(text.p, 0, text.n))
+        return gguf_missing(g, key);
+    *out = strndup(text.p, text.n);
+    return *out ? 0 : err_memory(g->err, text.n, "a text");
+}
+
+int gguf_file_text(char **out, const char *file, const char *name, dsv4_err *err)
+{
+    struct gguf_model m;
+    *out = NULL;
+    TRY(gguf_open(&m, file, err));
+    const struct gguf *g = &m.part[0];
+    json_t *to = NULL;
+    int rc = 0;
+    if (strcmp(name, "chat_template.jinja") == 0)
+        rc = put_text(out, g, GGUF_TEMPLATE);
+    else if (strcmp(name, "config.json") == 0)
+        rc = fill_config(to = json_object(), g, m.layers);
+    else if (strcmp(name, "tokenizer.json") == 0)
+        rc = fill_tokenizer(to = json_object(), g);
+    else if (strcmp(name, "generation_config.json") == 0 && gguf_find(g, GGUF_TEMPERATURE))
+        rc = fill_generation(to = json_object(), g);
+    if (rc == 0 && to)
+        rc = json_write(out, to, JSON_INDENT(1), err);
     json_decref(to);
-    gguf_close(&g);
-    file_map_close(&map);
+    gguf_close(&m);
     return rc;
-}
-
-int gguf_config(char **json, const char *file, dsv4_err *err)
-{
-    return describe(json, file, NULL, err);
-}
-
-int gguf_tokenizer(char **json, const char *file, const char *const *patterns, dsv4_err *err)
-{
-    return describe(json, file, patterns, err);
 }

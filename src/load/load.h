@@ -153,12 +153,22 @@ int store_open_shapes(struct store **out, dsv4_err *err);
 int store_add_shape(struct store *s, const struct tensor *t, dsv4_err *err);
 int store_sort_shapes(struct store *s, dsv4_err *err);
 
-/* The metadata of a GGUF file as the text of a config.json and of a tokenizer.json, malloc'ed. patterns: those that
- * released tokenizers split text by, NULL behind the last. */
-int gguf_config(char **json, const char *file, dsv4_err *err);
-int gguf_tokenizer(char **json, const char *file, const char *const *patterns, dsv4_err *err);
+/* One of the small files of a checkpoint. */
+struct checkpoint_text {
+    char *text; /* NUL behind it; NULL: the checkpoint has no such file */
+    size_t len;
+    char *where; /* for messages */
+};
 
-/* The other way: texts of an official directory -> metadata. */
+/* NAME (config.json, tokenizer.json, ...) of a directory, or what the metadata of a GGUF file says in its place. With
+ * `needed` its absence is refused. At most 256 MiB. After a failure there is nothing to close. */
+int checkpoint_text(struct checkpoint_text *t, const char *checkpoint, const char *name,
+                    bool needed, dsv4_err *err);
+void checkpoint_text_close(struct checkpoint_text *t);
+/* A GGUF file and no directory? */
+bool checkpoint_is_file(const char *checkpoint);
+
+/* The other way: texts of an official directory -> metadata of a GGUF file. */
 struct gguf_about {
     const char *name;         /* of the model */
     const struct config *cfg; /* V4 */

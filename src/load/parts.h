@@ -107,12 +107,16 @@ struct tensors {
 int safetensors_read(struct tensors *out, struct text_block **texts, const struct file_map *map,
                      dsv4_err *err);
 
-/* ------------------------------------------------------------------ gguf.c */
+/* ------------------------------------------------------------------ gguf.c, gguf_model.c, gguf_config.c */
 
 bool gguf_is(const struct file_map *map);
-/* As safetensors_read, under official names. */
-int gguf_read(struct tensors *out, struct text_block **texts, const struct file_map *map,
-              dsv4_err *err);
+/* The tensors of a file and of all parts it belongs to, under official names, and their mappings, which become the
+ * caller's. */
+int gguf_read(struct tensors *out, struct text_block **texts, struct file_map **maps, size_t *n,
+              const char *path, dsv4_err *err);
+/* What stands in the metadata of a GGUF file instead of the file NAME of a directory: config.json, tokenizer.json,
+ * generation_config.json, chat_template.jinja. malloc'ed; NULL: nothing. */
+int gguf_file_text(char **out, const char *file, const char *name, dsv4_err *err);
 
 /* ------------------------------------------------------------------ index.c */
 

@@ -222,19 +222,29 @@ int store_open(struct store **out, const char *dir, dsv4_err *err)
     return rc;
 }
 
+static int open_file(struct store *s, const char *file, dsv4_err *err)
+{
+    struct file_map map;
+    TRY(file_map_open(&map, AT_FDCWD, file, false, file, err));
+    if (gguf_is(&map)) {
+        file_map_close(&map);
+        return gguf_read(&s->list, &s->texts, &s->shard, &s->n_shards, file, err);
+    }
+    int rc = mem_alloc(&s->shard, 1, sizeof *s->shard, "the list of shards", err);
+    if (rc != 0) {
+        file_map_close(&map);
+        return rc;
+    }
+    s->shard[s->n_shards++] = map;
+    return safetensors_read(&s->list, &s->texts, &s->shard[0], err);
+}
+
 int store_open_file(struct store **out, const char *file, dsv4_err *err)
 {
     *out = NULL;
     struct store *s;
     TRY(mem_alloc(&s, 1, sizeof *s, "the list of tensors", err));
-    int rc = mem_alloc(&s->shard, 1, sizeof *s->shard, "the list of shards", err);
-    if (rc == 0)
-        rc = file_map_open(&s->shard[0], AT_FDCWD, file, false, file, err);
-    if (rc == 0) {
-        s->n_shards = 1;
-        rc = gguf_is(&s->shard[0]) ? gguf_read(&s->list, &s->texts, &s->shard[0], err)
-                                   : safetensors_read(&s->list, &s->texts, &s->shard[0], err);
-    }
+    int rc = open_file(s, file, err);
     if (rc == 0)
         rc = sort_tensors(s, err);
     if (rc != 0)

@@ -4,47 +4,15 @@
 
 #include "src/text/text.h"
 
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-enum { SMALL_FILE = 64 << 20 };
-
-int checkpoint_read(const char *dir, const char *name, char **text, size_t *len, dsv4_err *err)
-{
-    struct bytes path = {0};
-    int rc = bytes_printf(&path, err, "%s/%s", dir, name);
-    if (rc == 0)
-        rc = file_read(path.data, SMALL_FILE, text, len, err);
-    free(path.data);
-    return rc;
-}
-
-static bool is_file(const char *path)
-{
-    struct stat st;
-    return stat(path, &st) == 0 && S_ISREG(st.st_mode);
-}
 
 static int read_config(struct config **cfg, const char *dir, dsv4_err *err)
 {
-    char *text;
-    size_t len;
-    struct bytes path = {0};
-    if (is_file(dir)) {
-        TRY(gguf_config(&text, dir, err));
-        int made = config_parse(cfg, text, strlen(text), dir, err);
-        free(text);
-        return made;
-    }
-    TRY(checkpoint_read(dir, "config.json", &text, &len, err));
-    int rc = bytes_printf(&path, err, "%s/config.json", dir);
-    if (rc == 0)
-        rc = config_parse(cfg, text, len, path.data, err);
-    free(path.data);
-    free(text);
+    struct checkpoint_text t;
+    TRY(checkpoint_text(&t, dir, "config.json", true, err));
+    int rc = config_parse(cfg, t.text, t.len, t.where, err);
+    checkpoint_text_close(&t);
     return rc;
 }
 
@@ -78,16 +46,10 @@ static int read_sampling(dsv4_engine *e, dsv4_err *err)
 {
     struct generation_defaults g = {
         .do_sample = true, .temperature = 1, .top_p = 1, .top_k = 0, .repetition = 1};
-    struct bytes path = {0};
-    char *text;
-    size_t len;
-    int rc = bytes_printf(&path, err, "%s/generation_config.json", e->cp.dir);
-    if (rc == 0 && access(path.data, F_OK) == 0 &&
-        (rc = file_read(path.data, SMALL_FILE, &text, &len, err)) == 0) {
-        rc = generation_parse(&g, text, len, path.data, err);
-        free(text);
-    }
-    free(path.data);
+    struct checkpoint_text t;
+    TRY(checkpoint_text(&t, e->cp.dir, "generation_config.json", false, err));
+    int rc = t.text ? generation_parse(&g, t.text, t.len, t.where, err) : 0;
+    checkpoint_text_close(&t);
     e->sampling = (dsv4_sampling){.temperature = g.do_sample ? g.temperature : 0,
                                   .top_p = g.top_p,
                                   .top_k = g.top_k,
@@ -95,30 +57,16 @@ static int read_sampling(dsv4_engine *e, dsv4_err *err)
     return rc;
 }
 
-static int gguf_tokenizer_open(dsv4_engine *e, dsv4_err *err)
-{
-    const char *pattern[8] = {0};
-    char *text;
-    for (size_t i = 0; i + 1 < sizeof pattern / sizeof *pattern; i++)
-        pattern[i] = split_released(i);
-    TRY(gguf_tokenizer(&text, e->cp.dir, pattern, err));
-    int rc = tokenizer_parse(&e->tok, text, strlen(text), e->cp.dir, err);
-    free(text);
-    return rc;
-}
-
 static int open_tokenizer(dsv4_engine *e, dsv4_err *err)
 {
     const struct config *c = e->cp.cfg;
-    struct bytes path = {0};
-    bool gguf = is_file(e->cp.dir);
-    int rc = bytes_printf(&path, err, gguf ? "%s" : "%s/tokenizer.json", e->cp.dir);
-    if (rc == 0)
-        rc = gguf ? gguf_tokenizer_open(e, err) : dsv4_tokenizer_open(&e->tok, path.data, err);
+    struct checkpoint_text t;
+    TRY(checkpoint_text(&t, e->cp.dir, "tokenizer.json", true, err));
+    int rc = tokenizer_parse(&e->tok, t.text, t.len, t.where, err);
     if (rc == 0 && dsv4_tokenizer_size(e->tok) > c->vocab)
-        rc = err_set(err, DSV4_REFUSED, "%s: %zu tokens; config.json says vocab_size %u", path.data,
+        rc = err_set(err, DSV4_REFUSED, "%s: %zu tokens; config.json says vocab_size %u", t.where,
                      dsv4_tokenizer_size(e->tok), c->vocab);
-    free(path.data);
+    checkpoint_text_close(&t);
     if (rc != 0 || c->n_engram == 0)
         return rc;
     /* Ids beyond the tokenizer (a padded vocabulary) have no text: they fold like the pad token. */
@@ -146,7 +94,7 @@ static int open_tokenizer(dsv4_engine *e, dsv4_err *err)
 
 static int open_parts(dsv4_engine *e, const char *dir, const dsv4_options *opt, dsv4_err *err)
 {
-    if (opt->paged && is_file(dir))
+    if (opt->paged && checkpoint_is_file(dir))
         return err_set(err, DSV4_USAGE, "%s: the weights of a GGUF file have to be loaded", dir);
     TRY(checkpoint_open(&e->cp, dir, !opt->no_cache_quant, err));
     if (!opt->exact)

@@ -16,8 +16,6 @@ struct checkpoint {
 
 int checkpoint_open(struct checkpoint *c, const char *dir, bool cache_quant, dsv4_err *err);
 void checkpoint_close(struct checkpoint *c);
-/* Reads DIR/NAME (at most 64 MiB). */
-int checkpoint_read(const char *dir, const char *name, char **text, size_t *len, dsv4_err *err);
 
 /* ------------------------------------------------------------------ memory plan (plan.c) */
 

@@ -1,5 +1,6 @@
 """A golden V4 directory as a GGUF file, written with the package `gguf` (PyPI) without any loss: fp4 experts as MXFP4,
-everything else as F32, names and keys as llama.cpp's converter has them.   model.py DIR FILE"""
+everything else as F32, names and keys as llama.cpp's converter has them.   model.py DIR FILE [TENSORS_A_PART [drafts]]
+drafts: with (empty) tensors of a drafting layer, which block_count then counts."""
 import json, re, struct, sys
 import numpy as np, gguf
 
@@ -20,7 +21,7 @@ for a, b in (("attn.compressor.", "attn_compressor_"), ("attn.indexer.compressor
     for x, y in (("wkv.weight", "kv.weight"), ("wgate.weight", "gate.weight"), ("ape", "ape.weight"), ("norm.weight", "norm.weight")):
         LAYER[a + x] = b + y
 
-def metadata(w, cfg, tok):
+def metadata(w, cfg, tok, drafts=False):
     k = "deepseek4."
     for key, name in {"embedding_length": "hidden_size", "attention.head_count": "num_attention_heads", "attention.key_length": "head_dim",
                       "attention.q_lora_rank": "q_lora_rank", "attention.output_lora_rank": "o_lora_rank",
@@ -37,11 +38,12 @@ def metadata(w, cfg, tok):
                       "expert_weights_scale": "routed_scaling_factor"}.items():
         w.add_float32(k + key, cfg[name])
     layers = cfg["num_hidden_layers"]
-    w.add_uint32(k + "block_count", layers)
+    w.add_uint32(k + "block_count", layers + drafts)
+    w.add_uint32(k + "nextn_predict_layers", cfg["num_nextn_predict_layers"])
     w.add_uint32(k + "expert_gating_func", 4)
     w.add_bool(k + "expert_weights_norm", cfg["norm_topk_prob"])
     w.add_array(k + "swiglu_clamp_exp", [float(cfg["swiglu_limit"])] * layers)
-    w.add_array(k + "attention.compress_ratios", cfg["compress_ratios"][:layers])
+    w.add_array(k + "attention.compress_ratios", cfg["compress_ratios"])
     s = cfg["rope_scaling"]
     w.add_string(k + "rope.scaling.type", "yarn")
     w.add_float32(k + "rope.scaling.factor", s["factor"])
@@ -52,7 +54,7 @@ def metadata(w, cfg, tok):
     words = {i: t for t, i in tok["model"]["vocab"].items()}
     size = max(list(words) + list(added)) + 1
     w.add_string("tokenizer.ggml.model", "gpt2")
-    w.add_string("tokenizer.ggml.pre", "deepseek-v3")
+    w.add_string("tokenizer.ggml.pre", "joyai-llm")
     w.add_array("tokenizer.ggml.tokens", [added[i]["content"] if i in added else words[i] for i in range(size)])
     w.add_array("tokenizer.ggml.token_type", [(3 if added[i]["special"] else 4) if i in added else 1 for i in range(size)])
     w.add_array("tokenizer.ggml.merges", [m if isinstance(m, str) else " ".join(m) for m in tok["model"]["merges"]] or ["a b"])
@@ -72,7 +74,7 @@ def e8m0(b):
 E4M3 = np.array([(-1.0) ** (c >> 7) * ((c & 7) / 8 * 2.0 ** -6 if c >> 3 & 15 == 0 else (1 + (c & 7) / 8) * 2.0 ** ((c >> 3 & 15) - 7))
                  for c in range(256)], np.float32)
 
-def main(src, dst):
+def main(src, dst, part=0, drafts=False):
     cfg = json.load(open(src + "/config.json"))
     raw = open(src + "/model.safetensors", "rb").read()
     n = struct.unpack("<Q", raw[:8])[0]
@@ -100,8 +102,11 @@ def main(src, dst):
         q = np.stack([b & 15, b >> 4], -1).reshape(shape[0], -1, 32)
         return np.concatenate([s, q[..., :16] | q[..., 16:] << 4], -1).reshape(shape[0], -1).astype(np.uint8)
 
-    w = gguf.GGUFWriter(dst, "deepseek4")
-    metadata(w, cfg, json.load(open(src + "/tokenizer.json")))
+    w = gguf.GGUFWriter(dst, "deepseek4", split_max_tensors=int(part))
+    metadata(w, cfg, json.load(open(src + "/tokenizer.json")), bool(drafts))
+    if drafts:
+        for name in ("attn_norm", "nextn.eh_proj", "nextn.enorm"):
+            w.add_tensor(f"blk.{cfg['num_hidden_layers']}.{name}.weight", np.zeros(4, np.float32))
     for name in head:
         m = re.match(r"layers\.(\d+)\.(.+)", name)
         if name.startswith("mtp.") or name.endswith(".scale"): continue
