@@ -14,10 +14,12 @@ void init_avx2_index(struct kernels *k);
 void init_avx2_mix(struct kernels *k);
 void init_avx2_peak(struct kernels *k);
 
-/* matmul by layout and format (exact.c, plain.c), decode (plain.c), matmul_fast of int16 rows (wide.c),
+/* matmul by layout and number of rows (exact.c, exact_many.c, plain.c), decode (plain.c), matmul_fast of int16 rows (wide.c),
  * quantize (quantize.c): contracts in simd.h. */
 void matmul_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_t *pick, size_t m,
                  const struct wmat *w, size_t r0, size_t r1, float *tmp);
+void matmul_many_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_t *pick,
+                      size_t m, const struct wmat *w, size_t r0, size_t r1);
 void matmul_plain_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_t *pick,
                        size_t m, const struct wmat *w, size_t r0, size_t r1, float *tmp);
 void decode_avx2(float *out, const struct wmat *w, size_t r);
@@ -77,6 +79,10 @@ static inline void load_rows_avx2(__m256 *a, __m256 *b, const float *y, size_t n
 #else
 #define UNROLL_AVX2(n) PRAGMA_AVX2(GCC unroll n)
 #endif
+
+/* Computed here: compilers otherwise make all products first and the sums behind, which takes twice the
+ * registers there are. */
+#define HERE_AVX2(v) __asm__ volatile("" : "+x"(v))
 
 #define INLINE_AVX2 static inline __attribute__((always_inline))
 

@@ -10,7 +10,7 @@
 
 #include <string.h>
 
-enum { MAX_ROWS = 3 };
+enum { MAX_ROWS = 3 }; /* more go through tiles (exact_many.c) */
 
 /* The bytes of bf16(value), by code: of e2m1, or of a table of int8, which bf16 holds exactly. */
 struct bf16_tables {
@@ -296,7 +296,7 @@ INLINE_AVX2 void panel_small(const struct job *j, int m, enum wformat f)
                         small_rows(total[i][2], total[i][3]), j->rows);
 }
 
-/* ------------------------------------------------------------------ any number of rows */
+/* ------------------------------------------------------------------ up to three rows */
 
 /* The row in the form that panel_1 wants: x itself, or scaled in tmp. */
 static const float *scaled_row(const float *x, const struct wmat *w, float *tmp)
@@ -335,22 +335,23 @@ void matmul_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_
         matmul_plain_avx2(y, ldy, x, ldx, pick, m, w, r0, r1, tmp);
         return;
     }
-    const float *one = m == 1 ? scaled_row(x + (pick ? pick[0] : 0) * ldx, w, tmp) : NULL;
+    if (m > MAX_ROWS) {
+        matmul_many_avx2(y, ldy, x, ldx, pick, m, w, r0, r1);
+        return;
+    }
+    if (m == 0)
+        return;
     const struct bf16_tables table = bf16_tables_of(w);
-    /* Rows outside: a slice of a panel's weights stays in the cache while all rows use it. */
-    for (size_t r = r0; r < r1; r += PANEL)
-        for (size_t i = 0; i < m;) {
-            size_t n = m - i < MAX_ROWS ? m - i : MAX_ROWS;
-            struct job j = {.w = w,
-                            .table = &table,
-                            .panel = r / PANEL,
-                            .rows = r1 - r < PANEL ? r1 - r : PANEL};
-            for (size_t k = 0; k < n; k++, i++) {
-                j.x[k] = x + (pick ? pick[i] : i) * ldx;
-                j.y[k] = y + i * ldy + r;
-            }
-            if (n == 1)
-                j.x[0] = one ? one : scaled_row(j.x[0], w, tmp);
-            by_rows[n - 1](&j);
-        }
+    struct job j = {.w = w, .table = &table};
+    for (size_t i = 0; i < m; i++)
+        j.x[i] = x + (pick ? pick[i] : i) * ldx;
+    if (m == 1)
+        j.x[0] = scaled_row(j.x[0], w, tmp);
+    for (size_t r = r0; r < r1; r += PANEL) {
+        j.panel = r / PANEL;
+        j.rows = r1 - r < PANEL ? r1 - r : PANEL;
+        for (size_t i = 0; i < m; i++)
+            j.y[i] = y + i * ldy + r;
+        by_rows[m - 1](&j);
+    }
 }

@@ -5,6 +5,7 @@
  * two additions a group go to 32 bits.
  * Others and Q8: |w| times (x with w's sign), widened at once. */
 #define SPAN 32
+#define ROWS 2
 #include "operands.inc"
 
 /* ------------------------------------------------------------------ few rows */
@@ -84,6 +85,7 @@ INLINE_AVX2 void tile_group_narrow(__m256i s[][2], const int8_t *t, const struct
     const __m256i one = _mm256_set1_epi16(1);
     for (int half = 0; half < 2; half++) { /* four units: sums fit into 16 bits */
         __m256i a[ROWS][2];
+        UNROLL_AVX2(4)
         for (int u = 0; u < 4; u++, t += 64) {
             __m256i w0 = _mm256_load_si256((const __m256i *)t);
             __m256i w1 = _mm256_load_si256((const __m256i *)(t + 32));
@@ -92,6 +94,8 @@ INLINE_AVX2 void tile_group_narrow(__m256i s[][2], const int8_t *t, const struct
                 __m256i p0 = _mm256_maddubs_epi16(w0, x), p1 = _mm256_maddubs_epi16(w1, x);
                 a[i][0] = u == 0 ? p0 : _mm256_add_epi16(a[i][0], p0);
                 a[i][1] = u == 0 ? p1 : _mm256_add_epi16(a[i][1], p1);
+                HERE_AVX2(a[i][0]);
+                HERE_AVX2(a[i][1]);
             }
         }
         for (int i = 0; i < m; i++)

@@ -3,6 +3,7 @@
 #include "avxvnni.h"
 
 #define SPAN 255
+#define ROWS 3
 #include "simd/avx2/operands.inc"
 
 /* s + products of 4 bytes: weights w, activations x. */

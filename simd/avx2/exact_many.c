@@ -1,0 +1,331 @@
+/* Exact products of panels with many rows: a slice of a panel becomes floats in L1 once, and all rows use it.
+ *
+ * The order of additions is that of exact.c, so that a row's bits do not depend on its company. There every
+ * output is two chains of additions; a chain takes every second column, in an order by format. Here the
+ * chains run one after the other, which leaves enough registers for six rows of x. */
+#include "avx2.h"
+#include "simd/codes.h"
+#include "units.h"
+
+enum {
+    ROWS = 6,        /* of x at once: 12 registers of sums */
+    CHUNK = 48,      /* rows of x that use a tile before the next one replaces it */
+    TILE_GROUPS = 8, /* 16 KB */
+    CHAIN = GROUP / 2,
+    HALF = PANEL / 2, /* rows of a register */
+};
+
+/* What is multiplied with scales: each chain of a group; both together; both of a block of E4M3; nothing. */
+enum close { EACH, BOTH, BLOCK, NEVER };
+
+/* Weights of E4M3 are 2^-60 of their values, as products are in exact.c: what is too small for a float there
+ * is too small here. */
+#define E4M3_W    0x1p60f
+#define E4M3_BACK 0x1p60f
+
+struct tile {
+    _Alignas(64) float w[TILE_GROUPS][2][CHAIN][PANEL];
+    _Alignas(64) float scale[TILE_GROUPS][PANEL];
+};
+
+/* Running sums of one row of x with the 16 rows of a panel. */
+struct sums {
+    _Alignas(32) float chain[2][PANEL], total[2][PANEL];
+};
+
+/* Groups g .. g + n of a tile. With BLOCK they are of one block. */
+struct stretch {
+    const struct tile *t;
+    size_t g, n;
+    bool open, shut; /* BLOCK and NEVER: chains begin here, end here */
+};
+
+/* ------------------------------------------------------------------ products */
+
+/* Columns of an octet, by chain. */
+struct order {
+    uint8_t col[2][4];
+};
+#define ORDER_EVEN_ODD ((struct order){{{0, 2, 4, 6}, {1, 3, 5, 7}}}) /* E4M3, BF16 */
+#define ORDER_Q8       ((struct order){{{0, 4, 1, 5}, {2, 6, 3, 7}}})
+#define ORDER_SMALL    ((struct order){{{0, 2, 1, 3}, {4, 6, 5, 7}}})
+
+INLINE_AVX2 void shut_chain(struct sums *s, __m256 acc, const float *scale, int c, int h,
+                            enum close close)
+{
+    int at = HALF * h;
+    if (close == EACH || c == 1) {
+        if (close != EACH)
+            acc = _mm256_add_ps(_mm256_load_ps(s->chain[0] + at), acc);
+        if (close == BLOCK)
+            acc = _mm256_mul_ps(acc, _mm256_set1_ps(E4M3_BACK));
+        float *total = s->total[close == EACH ? c : 0] + at;
+        _mm256_store_ps(total,
+                        _mm256_fmadd_ps(acc, _mm256_load_ps(scale + at), _mm256_load_ps(total)));
+    } else {
+        _mm256_store_ps(s->chain[c] + at, acc);
+    }
+}
+
+/* Chain c of groups g .. end. */
+INLINE_AVX2 void run_chain(struct sums *s, const float *const x[], int m, const struct stretch *k,
+                           size_t g, size_t end, int c, struct order o, enum close close)
+{
+    const bool whole = close == EACH || close == BOTH;
+    const float *scale = k->t->scale[g];
+    __m256 acc[ROWS][2];
+    for (int i = 0; i < m; i++)
+        for (int h = 0; h < 2; h++)
+            acc[i][h] =
+                whole || k->open ? _mm256_setzero_ps() : _mm256_load_ps(s[i].chain[c] + HALF * h);
+    for (; g < end; g++) {
+        const float *w = k->t->w[g][c][0];
+        for (size_t b = 0; b < GROUP; b += 8)
+            for (int j = 0; j < 4; j++, w += PANEL) {
+                __m256 w0 = _mm256_load_ps(w), w1 = _mm256_load_ps(w + HALF);
+                for (int i = 0; i < m; i++) {
+                    __m256 v = _mm256_broadcast_ss(x[i] + g * GROUP + b + o.col[c][j]);
+                    acc[i][0] = _mm256_fmadd_ps(v, w0, acc[i][0]);
+                    acc[i][1] = _mm256_fmadd_ps(v, w1, acc[i][1]);
+                }
+            }
+    }
+    if (whole || (close == BLOCK && k->shut))
+        for (int i = 0; i < m; i++)
+            for (int h = 0; h < 2; h++)
+                shut_chain(&s[i], acc[i][h], scale, c, h, close);
+    else
+        for (int i = 0; i < m; i++)
+            for (int h = 0; h < 2; h++)
+                _mm256_store_ps(s[i].chain[c] + HALF * h, acc[i][h]);
+}
+
+INLINE_AVX2 void run_stretch(struct sums *s, const float *const x[], int m, const struct stretch *k,
+                             struct order o, enum close close)
+{
+    size_t end = k->g + k->n;
+    if (close == EACH || close == BOTH) {
+        for (size_t g = k->g; g < end; g++) {
+            run_chain(s, x, m, k, g, g + 1, 0, o, close);
+            run_chain(s, x, m, k, g, g + 1, 1, o, close);
+        }
+    } else {
+        run_chain(s, x, m, k, k->g, end, 0, o, close);
+        run_chain(s, x, m, k, k->g, end, 1, o, close);
+    }
+}
+
+typedef void rows_kernel(struct sums *s, const float *const x[], const struct stretch *k);
+
+#define ROWS_KERNEL(name, m, order, close)                                                  \
+    static void name##_##m(struct sums *s, const float *const x[], const struct stretch *k) \
+    {                                                                                       \
+        run_stretch(s, x, m, k, order, close);                                              \
+    }
+#define ROWS_KERNELS(name, order, close)                                  \
+    ROWS_KERNEL(name, 1, order, close)                                    \
+    ROWS_KERNEL(name, 2, order, close)                                    \
+    ROWS_KERNEL(name, 3, order, close)                                    \
+    ROWS_KERNEL(name, 4, order, close)                                    \
+    ROWS_KERNEL(name, 5, order, close)                                    \
+    ROWS_KERNEL(name, 6, order, close)                                    \
+    static rows_kernel *const name[ROWS] = {name##_1, name##_2, name##_3, \
+                                            name##_4, name##_5, name##_6};
+
+ROWS_KERNELS(rows_bf16, ORDER_EVEN_ODD, NEVER)
+ROWS_KERNELS(rows_e4m3, ORDER_EVEN_ODD, BLOCK)
+ROWS_KERNELS(rows_q8, ORDER_Q8, BOTH)
+ROWS_KERNELS(rows_small, ORDER_SMALL, EACH)
+
+/* ------------------------------------------------------------------ tiles */
+
+INLINE_AVX2 void put(float w[CHAIN][PANEL], int i, int h, __m256 v)
+{
+    _mm256_store_ps(w[i] + HALF * h, v);
+}
+
+static void fill_bf16(struct tile *t, const uint8_t *p, size_t groups)
+{
+    const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
+    for (size_t g = 0; g < groups; g++)
+        for (int u = 0; u < CHAIN; u++)
+            for (int h = 0; h < 2; h++, p += 32) {
+                __m256i v = _mm256_load_si256((const __m256i *)p);
+                put(t->w[g][0], u, h, _mm256_castsi256_ps(_mm256_slli_epi32(v, 16)));
+                put(t->w[g][1], u, h, _mm256_castsi256_ps(_mm256_and_si256(v, high)));
+            }
+}
+
+/* Sign, exponent and mantissa where floats have them are 2^-120 of the value. */
+INLINE_AVX2 __m256 e4m3_float(__m256i v)
+{
+    __m256i f = _mm256_and_si256(v, _mm256_set1_epi32((int)0x87f00000u));
+    return _mm256_mul_ps(_mm256_castsi256_ps(f), _mm256_set1_ps(E4M3_W));
+}
+
+static void fill_e4m3(struct tile *t, const uint8_t *p, size_t groups)
+{
+    for (size_t g = 0; g < groups; g++)
+        for (int u = 0; u < CHAIN; u += 2)
+            for (int h = 0; h < 2; h++, p += 32) {
+                __m256i v = _mm256_load_si256((const __m256i *)p);
+                __m256i odd = _mm256_srai_epi16(v, 4);
+                __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 4);
+                put(t->w[g][0], u, h, e4m3_float(_mm256_slli_epi32(even, 16)));
+                put(t->w[g][1], u, h, e4m3_float(_mm256_slli_epi32(odd, 16)));
+                put(t->w[g][0], u + 1, h, e4m3_float(even));
+                put(t->w[g][1], u + 1, h, e4m3_float(odd));
+            }
+}
+
+/* Byte b of each word as float. */
+INLINE_AVX2 __m256 int8_float(__m256i v, int b)
+{
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * b), 24));
+}
+
+static void fill_q8(struct tile *t, const uint8_t *p, size_t groups)
+{
+    for (size_t g = 0; g < groups; g++)
+        for (int i = 0; i < CHAIN; i += 2) /* a unit: elements of the chains in turns */
+            for (int h = 0; h < 2; h++, p += 32) {
+                __m256i v = _mm256_load_si256((const __m256i *)p);
+                for (int b = 0; b < 4; b++)
+                    put(t->w[g][b & 1], i + b / 2, h, int8_float(v, b));
+            }
+}
+
+INLINE_AVX2 void fill_small(struct tile *t, const uint8_t *p, const struct tables *table,
+                            size_t groups, enum wformat f)
+{
+    const __m256i even = table_avx2(table->of[0]), odd = table_avx2(table->of[1]);
+    for (size_t g = 0; g < groups; g++, p += wformat_group_bytes(f))
+        for (int h = 0; h < 2; h++) {
+            __m256i code[4];
+            open_group(code, p + 32 * h, f);
+            UNROLL_AVX2(4)
+            for (int o = 0; o < OCTETS; o++) {
+                __m256i v[2];
+                octet_indices(v, code, o, f);
+                v[0] = _mm256_shuffle_epi8(even, v[0]);
+                v[1] = _mm256_shuffle_epi8(odd, v[1]);
+                for (int k = 0; k < 2; k++)
+                    for (int b = 0; b < 4; b++) /* of a unit the first two elements are chain 0 */
+                        put(t->w[g][b / 2], 4 * o + 2 * k + b % 2, h, int8_float(v[k], b));
+            }
+        }
+}
+
+static void fill_scales(struct tile *t, const struct wmat *w, size_t panel, size_t g0,
+                        size_t groups)
+{
+    const uint8_t *scale = w->scales + panel * w->scale_ld;
+    for (size_t g = 0; g < groups; g++)
+        for (int h = 0; h < 2; h++) {
+            __m256 s;
+            if (w->format == W_E4M3)
+                s = _mm256_set1_ps(e8m0_value(scale[(g0 + g) * GROUP / w->block_cols]));
+            else if (w->format == W_E2M1) /* codes are doubled */
+                s = _mm256_mul_ps(e8m0_avx2(_mm_loadl_epi64(
+                                      (const __m128i *)(scale + (g0 + g) * PANEL + HALF * h))),
+                                  _mm256_set1_ps(0.5f));
+            else
+                s = _mm256_cvtph_ps(
+                    _mm_load_si128((const __m128i *)(scale + (g0 + g) * 2 * PANEL + PANEL * h)));
+            _mm256_store_ps(t->scale[g] + HALF * h, s);
+        }
+}
+
+static void fill_tile(struct tile *t, const struct wmat *w, const struct tables *table,
+                      size_t panel, size_t g0, size_t groups)
+{
+    const uint8_t *p = w->codes + panel * w->code_ld + g0 * wformat_group_bytes(w->format);
+    switch (w->format) {
+    case W_BF16: fill_bf16(t, p, groups); return;
+    case W_E4M3: fill_e4m3(t, p, groups); break;
+    case W_Q8: fill_q8(t, p, groups); break;
+    case W_Q3: fill_small(t, p, table, groups, W_Q3); break;
+    case W_Q2: fill_small(t, p, table, groups, W_Q2); break;
+    default: fill_small(t, p, table, groups, W_Q4); break;
+    }
+    fill_scales(t, w, panel, g0, groups);
+}
+
+/* ------------------------------------------------------------------ a panel */
+
+/* Groups of a stretch, unless the tile ends before. */
+static size_t stretch_groups(const struct wmat *w)
+{
+    return w->format == W_E4M3 ? w->block_cols / GROUP : w->cols / GROUP;
+}
+
+static rows_kernel *const *kernels_of(enum wformat f)
+{
+    switch (f) {
+    case W_BF16: return rows_bf16;
+    case W_E4M3: return rows_e4m3;
+    case W_Q8: return rows_q8;
+    default: return rows_small;
+    }
+}
+
+/* All rows with one tile, stretch by stretch. x: columns of the tile. */
+static void run_tile(struct sums *sums, const float *const x[], size_t m, const struct wmat *w,
+                     const struct tile *t, size_t g0, size_t groups)
+{
+    rows_kernel *const *kernel = kernels_of(w->format);
+    size_t per = stretch_groups(w), end = w->cols / GROUP;
+    for (size_t i = 0; i < m; i += ROWS) {
+        size_t n = m - i < ROWS ? m - i : ROWS;
+        for (size_t g = 0; g < groups;) {
+            size_t at = g0 + g, next = at - at % per + per;
+            next = next < g0 + groups ? next : g0 + groups;
+            const struct stretch k = {t, g, next - at, at % per == 0,
+                                      next % per == 0 || next == end};
+            kernel[n - 1](sums + i, x + i, &k);
+            g += k.n;
+        }
+    }
+}
+
+/* The chains without scales, or their totals: both together, or each for itself. */
+static void store_sums(float *y, const struct sums *s, enum wformat f, size_t valid)
+{
+    const float *a = f == W_BF16 ? s->chain[0] : s->total[0];
+    const float *b = f == W_BF16 ? s->chain[1] : s->total[1];
+    __m256 lo = _mm256_load_ps(a), hi = _mm256_load_ps(a + HALF);
+    if (f != W_E4M3 && f != W_Q8) {
+        lo = _mm256_add_ps(lo, _mm256_load_ps(b));
+        hi = _mm256_add_ps(hi, _mm256_load_ps(b + HALF));
+    }
+    store_rows_avx2(y, lo, hi, valid);
+}
+
+void matmul_many_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_t *pick,
+                      size_t m, const struct wmat *w, size_t r0, size_t r1)
+{
+    struct tile t;
+    struct sums sums[CHUNK];
+    const float *row[CHUNK];
+    const int8_t *value = w->format == W_E2M1 ? e2m1_doubled : w->table;
+    const struct tables table = w->format == W_E2M1 || wformat_table(w->format)
+                                    ? tables_of(value, w->format, 0)
+                                    : (struct tables){0};
+    size_t groups = w->cols / GROUP;
+    for (size_t r = r0; r < r1; r += PANEL)
+        for (size_t i = 0; i < m; i += CHUNK) {
+            size_t n = m - i < CHUNK ? m - i : CHUNK;
+            for (size_t k = 0; k < n; k++)
+                sums[k] = (struct sums){0};
+            for (size_t g = 0; g < groups; g += TILE_GROUPS) {
+                size_t some = groups - g < TILE_GROUPS ? groups - g : TILE_GROUPS;
+                fill_tile(&t, w, &table, r / PANEL, g, some);
+                for (size_t k = 0; k < n; k++)
+                    row[k] = x + (pick ? pick[i + k] : i + k) * ldx + g * GROUP;
+                run_tile(sums, row, n, w, &t, g, some);
+            }
+            for (size_t k = 0; k < n; k++)
+                store_sums(y + (i + k) * ldy + r, &sums[k], w->format,
+                           r1 - r < PANEL ? r1 - r : PANEL);
+        }
+}
