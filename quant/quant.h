@@ -72,6 +72,8 @@ const char *block_name(const struct block_type *t);
 uint32_t block_cols(const struct block_type *t);
 /* cols is a multiple of block_cols(), here and below. */
 uint64_t block_row_bytes(const struct block_type *t, uint32_t cols);
+/* Whether the format of block_matrix() has the same numbers. */
+bool block_exact(const struct block_type *t);
 /* Rows of blocks as a matrix of the format that its panels will have. */
 struct wmat block_matrix(const struct block_type *t, const uint8_t *data, uint32_t rows,
                          uint32_t cols);

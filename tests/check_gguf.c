@@ -70,7 +70,7 @@ START_TEST(blocks)
                       sqrt(error / sum));
     }
     fclose(f);
-    ck_assert_uint_eq(n, 32);
+    ck_assert_uint_eq(n, 36);
 }
 END_TEST
 

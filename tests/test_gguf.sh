@@ -70,17 +70,49 @@ says err "lonely-00001-of-0000$#.gguf: cannot open"
 cp "$2" "$T/renamed.gguf"
 run 3 "$D" info -m "$T/renamed.gguf"
 says err "part 2 of $# of a model; expected a name that ends with -00002-of-0000$#.gguf"
+run 0 "$D-quantize" -q "$2" "$T/parts"
 cp "$3" "$2"
 run 3 "$D" info -m "$1"
 says err "part 3 of $# by its metadata, 2 of $# by its name"
 
-# ------------------------------------------------------------------ every type
+# ------------------------------------------------------------------ converted
+seq 5 60 | tr '\n' ' ' >"$T/ids"
+# logits OUT MODEL OPTION...
+logits() {
+    to=$1 from=$2
+    shift 2
+    "$D" logits -m "$from" --ctx 512 --ids-file "$T/ids" --out "$to" "$@" >"$T/out" 2>"$T/err"
+}
+# alike WHAT MODEL MODEL OPTION...: the same logits, bit for bit
+alike() {
+    what=$1 one=$2 two=$3
+    shift 3
+    if logits "$T/one" "$one" "$@" && logits "$T/two" "$two" "$@" && cmp -s "$T/one" "$T/two"; then
+        pass
+    else
+        fail "$what: other logits"
+    fi
+}
+Q=$D-quantize
+run 0 "$Q" -q "$T/tiny.gguf" "$T/tiny"
+run 0 "$Q" --verify "$T/tiny.gguf" "$T/tiny"
+alike "parts converted" "$T/parts" "$T/tiny"
+alike "a file converted" "$T/tiny.gguf" "$T/tiny"
+# One level of kernels adds fp8 and BF16 in the same order: there the directory that the file came of has these bits.
+export DSV4_SIMD=scalar
+alike "a file and its directory" tests/golden/v4-tiny "$T/tiny" --exact
+unset DSV4_SIMD
+grep -q "{{ a template }}" "$T/tiny/chat_template.jinja" && grep -q "0.5" "$T/tiny/generation_config.json" && pass ||
+    fail "a template and a temperature are carried along"
+run 2 "$Q" -q "$T/tiny.gguf" "$T/tiny.gguf"
+says err 'same directory|not a directory'
+
 # All K types are q8 in memory, and that is what a plan counts.
 held() {
     "$D" plan --json -m "$1" --ctx 512 | sed -n '/"what": "weights"/,/bytes/s/.*"bytes": *\([0-9]*\).*/\1/p'
 }
 write made "$T/q8.gguf" Q4_K Q8_0
-for type in Q2_K Q3_K Q4_K Q5_K Q6_K; do
+for type in Q2_K Q3_K Q4_K Q5_K Q6_K IQ2_XXS; do
     write made "$T/k.gguf" Q4_K $type
     if [ "$(held "$T/k.gguf")" = "$(held "$T/q8.gguf")" ]; then
         pass
@@ -88,7 +120,33 @@ for type in Q2_K Q3_K Q4_K Q5_K Q6_K; do
         fail "$type: a plan of $(held "$T/k.gguf") bytes of weights; q8 takes $(held "$T/q8.gguf")"
     fi
 done
-for table in F32 F16 BF16 Q8_0 Q4_0 Q2_K Q3_K Q5_K Q6_K MXFP4; do
+# Native: what an engine makes of the file, bit for bit; blocks that a format of ours has are kept without error.
+for types in "Q4_K Q2_K Q3_K Q4_K Q5_K Q6_K IQ2_XXS" "Q8_0 Q8_0 Q4_0 MXFP4 BF16 F16 F32"; do
+    # shellcheck disable=SC2086 # words
+    write made "$T/mix.gguf" $types
+    rm -rf "$T/mix"
+    run 0 "$Q" -q --threads 1 "$T/mix.gguf" "$T/mix"
+    alike "$types converted" "$T/mix.gguf" "$T/mix"
+    run 0 "$Q" --verify "$T/mix.gguf" "$T/mix"
+done
+run 0 "$Q" --verify --json "$T/mix.gguf" "$T/mix"
+if grep -q '"relative_error": 0.0' "$T/out" && ! grep '"relative_error"' "$T/out" | grep -qv ': 0.0,'; then
+    pass
+else
+    fail "blocks were not kept as they are"
+fi
+run 0 "$Q" --dry-run "$T/mix.gguf"
+says out 'embedding +Q8_0 +F32'
+says out 'MXFP4 +e2m1'
+run 0 "$Q" -q --type q4 --effort fast --shard-size 256K "$T/k.gguf" "$T/q4"
+run 0 "$Q" --verify "$T/k.gguf" "$T/q4"
+says out 'layers.0.attn.wq_a +q4 +1'
+(ulimit -f 600 && exec "$Q" -q --type q4 --effort fast "$T/k.gguf" "$T/again" >"$T/out" 2>"$T/err")
+if [ -d "$T/again.partial" ]; then pass; else fail "a file that cannot grow"; fi
+run 0 "$Q" -q --type q4 --effort fast "$T/k.gguf" "$T/again"
+run 0 "$Q" -q --type q4 --effort fast "$T/k.gguf" "$T/once"
+run 0 diff -r "$T/once" "$T/again"
+for table in F32 F16 BF16 Q8_0 Q4_0 Q2_K Q3_K Q5_K Q6_K IQ2_XXS MXFP4; do
     write made "$T/table.gguf" $table BF16 F16 F32 MXFP4 Q4_0
     run 0 "$D" -m "$T/table.gguf" --greedy -n 4 --ctx 512 "abc def"
 done

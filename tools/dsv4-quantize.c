@@ -105,9 +105,9 @@ static const char *const examples[] = {
 static const struct opt_command commands[] = {
     {"dsv4-quantize", "[SOURCE [DESTINATION]]",
      "convert a checkpoint into a directory that maps at once",
-     "SOURCE is an official or a converted directory, DESTINATION one that does not exist yet or "
-     "is "
-     "empty. It appears when it is complete; until then it is called DESTINATION.partial, and the "
+     "SOURCE is an official or a converted directory or a GGUF file of V4, DESTINATION a directory "
+     "that does not exist yet or is empty. It appears when it is complete; until then it is called "
+     "DESTINATION.partial, and the "
      "same "
      "command goes on where an interrupted one stopped.\n\n"
      "Types: native (as in the source), q8, q4, q4nl, q3, q2, mxfp4, bf16. What no option speaks "

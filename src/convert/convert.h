@@ -138,6 +138,7 @@ enum job_kind {
     JOB_PANELS, /* panels of the source stay: their bytes, codes and scales */
     JOB_PACK,   /* plain rows of the source in the same format, as panels */
     JOB_ENCODE, /* rows as floats, encoded, as panels */
+    JOB_FLOATS, /* rows of blocks that are looked up one by one, as F32 */
 };
 
 /* One tensor of the output, or a matrix NAME.weight with its NAME.scale. */
@@ -146,10 +147,12 @@ struct job {
     enum tensor_class class;
     const char *name;          /* of the tensor (a matrix: NAME.weight) */
     const struct tensor *from; /* in the source, where experts may have other numbers */
-    const struct tensor *to;  /* no matrix: dtype and shape of what is written; most often `from` */
-    struct wmat in;           /* matrices: the source; .rows, .cols are those of the output, too */
+    const struct tensor *to; /* no matrix: dtype and shape of what is written; most often `from` */
+    struct wmat
+        in; /* matrices and JOB_FLOATS: the source; .rows, .cols are those of the output, too */
     const uint32_t *pick;     /* [in.rows] rows of the source that JOB_ENCODE takes; NULL: all */
     const struct wtype *type; /* matrices: of the output; NULL for copies */
+    bool as_loaded;           /* JOB_ENCODE of blocks: as an engine does that loads the source */
     struct wmat out;          /* matrices: panels without addresses */
     /* importance_open(): of the inputs, [cols] and [cols][cols], or NULL */
     const float *importance, *covariance;
@@ -169,8 +172,10 @@ struct plan {
     const struct source *source;
     struct pruning *pruning; /* not the plan's; or NULL */
     char *names;             /* of renumbered experts */
-    uint64_t drafts;         /* tensors of drafting layers that pruning leaves out */
-    struct job *job;         /* in the order of reading */
+    struct tensor *floats;   /* what JOB_FLOATS writes */
+    size_t n_floats;
+    uint64_t drafts; /* tensors of drafting layers that pruning leaves out */
+    struct job *job; /* in the order of reading */
     size_t n;
     struct shard *shard;
     size_t n_shards;

@@ -76,5 +76,5 @@ void encoder_panel(struct encoder *x, const struct job *j, const struct wmat *pl
     for (size_t r = 0; r < plain->rows; r++)
         encode_row(codes + r * plain->code_ld, scales + r * plain->scale_ld, j->type,
                    x->rows + r * cols, cols, j->importance,
-                   x->effort == DSV4_EFFORT_ABSMAX ? EFFORT_ABSMAX : EFFORT_SEARCH);
+                   x->effort == DSV4_EFFORT_ABSMAX || j->as_loaded ? EFFORT_ABSMAX : EFFORT_SEARCH);
 }

@@ -76,7 +76,7 @@ int importance_join(const struct store *s, const char *file, struct plan *p, boo
     size_t matched = 0, wanted = 0, products = 0;
     for (size_t i = 0; i < p->n; i++) {
         struct job *j = &p->job[i];
-        if (j->kind != JOB_ENCODE)
+        if (j->kind != JOB_ENCODE || j->as_loaded)
             continue;
         if (wanted++ == 0)
             first = j->from->name;

@@ -30,6 +30,7 @@ static struct wmat retyped(const struct wmat *w, const struct wtype *type)
 /* The source's own format as panels. */
 static bool set_native(struct job *j)
 {
+    j->as_loaded = false;
     struct wmat plain = j->in;
     plain.panels = false;
     if (!panel_fits(&plain) || !(j->type = wtype_of(&plain)))
@@ -41,8 +42,11 @@ static bool set_native(struct job *j)
 
 bool job_set_type(struct job *j, const struct wtype *type)
 {
-    if (!type || type == wtype_of(&j->in))
+    bool exact = !j->in.blocks || block_exact(j->in.blocks);
+    if (exact && (!type || type == wtype_of(&j->in)))
         return set_native(j);
+    j->as_loaded = !type;
+    type = type ? type : wtype_of(&j->in);
     struct wmat plain = retyped(&j->in, type);
     if (!panel_fits(&plain))
         return false;
@@ -79,7 +83,7 @@ static int add_matrix(struct plan *p, const struct source *s, struct rules *r,
     const struct wtype *type = rule ? rule->type : NULL;
     if (type && rule->if_smaller && !smaller(&j->in, type))
         type = NULL;
-    if (!job_set_type(j, type) && !set_native(j))
+    if (!job_set_type(j, type) && !job_set_type(j, NULL))
         return 0; /* stays plain: a copy, its scales another */
     p->n++;
     return 0;
@@ -140,6 +144,22 @@ static bool belongs_to(const struct plan *p, const struct source *s, const struc
     return false;
 }
 
+static int add_floats(struct plan *p, const struct source *s, const struct tensor *t, dsv4_err *err)
+{
+    struct job *j = &p->job[p->n];
+    struct tensor *to = &p->floats[p->n_floats];
+    TRY(matrix_find(&j->in, s->store, s->cfg, t->name, 0, 0, err));
+    *to = *t;
+    to->dtype = DTYPE_F32;
+    to->blocks = NULL;
+    to->bytes = (uint64_t)j->in.rows * j->in.cols * sizeof(float);
+    j->kind = JOB_FLOATS;
+    j->to = to;
+    p->n_floats++;
+    p->n++;
+    return 0;
+}
+
 static int add_tensor(struct plan *p, const struct source *s, struct rules *r,
                       const struct tensor *t, dsv4_err *err)
 {
@@ -160,6 +180,8 @@ static int add_tensor(struct plan *p, const struct source *s, struct rules *r,
         if (p->n > before)
             return 0;
     }
+    if (t->blocks)
+        return add_floats(p, s, t, err);
     j->kind = JOB_COPY;
     p->n++;
     return 0;
@@ -236,8 +258,13 @@ int convert_plan(struct plan *p, const struct source *s, struct rules *r, struct
 {
     size_t n = store_count(s->store), kept = 0;
     *p = (struct plan){.source = s, .pruning = pruning, .source_bytes = store_bytes(s->store)};
+    size_t floats = 0;
+    for (size_t i = 0; i < n; i++) {
+        const struct tensor *t = store_at(s->store, i);
+        floats += t->blocks && !is_matrix(s, t, tensor_class_of(t->name));
+    }
     TRY(mem_alloc(&p->job, n, sizeof *p->job, "a plan", err));
-    int rc = 0;
+    int rc = mem_alloc(&p->floats, floats, sizeof *p->floats, "a plan", err);
     for (size_t i = 0; i < n && rc == 0; i++)
         rc = add_tensor(p, s, r, store_at(s->store, i), err);
     for (size_t i = 0; i < r->n && rc == 0; i++)
@@ -269,6 +296,7 @@ void convert_plan_close(struct plan *p)
     free(p->shard);
     free(p->config);
     free(p->names);
+    free(p->floats);
     free(p->job);
     *p = (struct plan){0};
 }
@@ -278,6 +306,8 @@ void convert_plan_close(struct plan *p)
 /* What a source tensor is called where a type stands. */
 static const char *source_type(const struct job *j)
 {
+    if (j->from->blocks)
+        return block_name(j->from->blocks);
     return j->type ? wformat_name(j->in.format) : dtype_name(j->from->dtype);
 }
 

@@ -53,12 +53,25 @@ static size_t panels_a_piece(const struct job *j)
     return STEP > j->out.code_ld ? (size_t)(STEP / j->out.code_ld) : 1;
 }
 
+/* Bytes of a row of JOB_FLOATS. */
+static size_t float_row(const struct job *j)
+{
+    return (size_t)j->in.cols * sizeof(float);
+}
+
+static size_t rows_a_piece(const struct job *j)
+{
+    return STEP > float_row(j) ? (size_t)(STEP / float_row(j)) : 1;
+}
+
 static uint64_t pieces_of(const struct job *j)
 {
     if (by_panels(j))
         return ceil_div(panel_count(&j->out), panels_a_piece(j));
     if (j->kind == JOB_ROUTER)
         return 1;
+    if (j->kind == JOB_FLOATS)
+        return ceil_div(j->in.rows, rows_a_piece(j));
     return ceil_div(j->bytes[0], STEP) + ceil_div(j->bytes[1], STEP);
 }
 
@@ -222,6 +235,20 @@ static int panels_piece(struct run *r, struct desk *d, const struct job *j, uint
     return 0;
 }
 
+static int floats_piece(struct run *r, struct desk *d, const struct job *j, uint64_t piece,
+                        dsv4_err *err)
+{
+    size_t each = rows_a_piece(j), first = (size_t)piece * each, row = float_row(j);
+    size_t n = j->in.rows - first < each ? j->in.rows - first : each;
+    for (size_t i = 0; i < n; i++)
+        source_row(r->plan->source, &j->in, first + i, (float *)(void *)(d->codes + i * row));
+    TRY(settle(r, j, DTYPE_F32, d->codes, n * row, d->codes, err));
+    TRY(output_write(r->out, file_at(r, j->at[0] + first * row), d->codes, n * row, err));
+    rows_done(r, j, first, first + n);
+    atomic_fetch_add(&r->done, n * row);
+    return 0;
+}
+
 /* ------------------------------------------------------------------ all of them */
 
 static int make_piece(struct run *r, struct desk *d, uint64_t piece, dsv4_err *err)
@@ -239,6 +266,8 @@ static int make_piece(struct run *r, struct desk *d, uint64_t piece, dsv4_err *e
     piece -= r->first[lo];
     if (j->kind == JOB_ROUTER)
         return router_piece(r, d, j, err);
+    if (j->kind == JOB_FLOATS)
+        return floats_piece(r, d, j, piece, err);
     return by_panels(j) ? panels_piece(r, d, j, piece, err) : copy_numbered(r, d, j, piece, err);
 }
 
@@ -339,6 +368,8 @@ static struct needs needs_of(const struct plan *p)
         const struct job *j = &p->job[i];
         if (j->kind == JOB_ROUTER)
             raise(&n.codes, (size_t)j->bytes[0]);
+        if (j->kind == JOB_FLOATS)
+            raise(&n.codes, rows_a_piece(j) * float_row(j));
         if (!by_panels(j))
             continue;
         raise(&n.codes, panels_a_piece(j) * j->out.code_ld);

@@ -170,7 +170,8 @@ static int compare_matrix(struct verify *v, const struct pair *x, dsv4_err *err)
         return 0;
     }
     TRY(compare_on_lanes(&r, &sum, err));
-    if (isnan(sum.error) || (r.w[0].format == r.w[1].format && sum.error != 0 &&
+    bool exact = !r.w[0].blocks || block_exact(r.w[0].blocks);
+    if (isnan(sum.error) || (exact && r.w[0].format == r.w[1].format && sum.error != 0 &&
                              wtype_of(&r.w[0]) == wtype_of(&r.w[1])))
         damaged(v, x->as, "is not what the source has");
     matrix_name(x->as, name, sizeof name);
@@ -189,6 +190,29 @@ static void compare_bytes(struct verify *v, const struct pair *x, enum dtype dty
     bool same = d->dtype == dtype && d->bytes == n && memcmp(d->data, data, (size_t)n) == 0;
     if (!same && (d->bytes != n || bad_values(dtype, data, (size_t)n, NULL) == 0))
         damaged(v, x->as, "is not what the source has");
+}
+
+/* Rows of blocks that became floats. */
+static int compare_floats(struct verify *v, const struct pair *x, dsv4_err *err)
+{
+    struct wmat w;
+    float *row;
+    const struct tensor *d = store_find(v->dst->store, x->as);
+    TRY(matrix_find(&w, v->src->store, v->src->cfg, x->t->name, 0, 0, err));
+    size_t n = (size_t)w.cols * sizeof *row;
+    if (!d || d->dtype != DTYPE_F32 || d->bytes != (uint64_t)w.rows * n) {
+        damaged(v, x->as, "is missing or has another shape than in the source");
+        return 0;
+    }
+    TRY(mem_alloc(&row, w.cols, sizeof *row, "a row to compare", err));
+    for (size_t r = 0; r < w.rows; r++) {
+        source_row(v->src, &w, r, row);
+        if (memcmp(d->data + r * n, row, n) != 0 &&
+            bad_values(DTYPE_F32, (const uint8_t *)row, n, NULL) == 0)
+            damaged(v, x->as, "is not what the source has");
+    }
+    free(row);
+    return 0;
 }
 
 static int compare_router(struct verify *v, const struct pair *x, dsv4_err *err)
@@ -233,6 +257,8 @@ static int compare(struct verify *v, const struct tensor *t, dsv4_err *err)
         TRY(compare_matrix(v, &x, err));
     else if (x.fate == FATE_ROUTER)
         TRY(compare_router(v, &x, err));
+    else if (t->blocks)
+        TRY(compare_floats(v, &x, err));
     else
         compare_bytes(v, &x, t->dtype, t->data, t->bytes);
     release(v->src, t->name);

@@ -4,7 +4,7 @@ import struct, sys
 import numpy as np, gguf
 
 rng = np.random.default_rng(6)
-HALVES = {"Q4_0": [0], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "MXFP4": []}
+HALVES = {"Q4_0": [0], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "MXFP4": [], "IQ2_XXS": [0]}
 with open(sys.argv[1], "wb") as f:
     for name, halves in HALVES.items():
         t = gguf.GGMLQuantizationType[name]

@@ -1,9 +1,12 @@
 """A golden V4 directory as a GGUF file, written with the package `gguf` (PyPI) without any loss: fp4 experts as MXFP4,
-everything else as F32, names and keys as llama.cpp's converter has them.   model.py DIR FILE [TENSORS_A_PART [drafts]]
+matrices of fp8 and BF16 as BF16, everything else as F32; names and keys as llama.cpp's converter has them.
+model.py DIR FILE [TENSORS_A_PART [drafts]]
+
 drafts: with (empty) tensors of a drafting layer, which block_count then counts."""
 import json, re, struct, sys
 import numpy as np, gguf
 
+BF16 = gguf.GGMLQuantizationType.BF16
 TOP = {"embed.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "head.weight": "output.weight",
        "hc_head_fn": "output_hc_fn.weight", "hc_head_base": "output_hc_base.weight", "hc_head_scale": "output_hc_scale.weight"}
 LAYER = {"attn.wq_a.weight": "attn_q_a.weight", "attn.wq_b.weight": "attn_q_b.weight", "attn.wkv.weight": "attn_kv.weight",
@@ -53,6 +56,8 @@ def metadata(w, cfg, tok, drafts=False):
     added = {t["id"]: t for t in tok["added_tokens"]}
     words = {i: t for t, i in tok["model"]["vocab"].items()}
     size = max(list(words) + list(added)) + 1
+    w.add_chat_template("{{ a template }}")
+    w.add_float32("general.sampling.temp", 0.5)
     w.add_string("tokenizer.ggml.model", "gpt2")
     w.add_string("tokenizer.ggml.pre", "joyai-llm")
     w.add_array("tokenizer.ggml.tokens", [added[i]["content"] if i in added else words[i] for i in range(size)])
@@ -95,6 +100,13 @@ def main(src, dst, part=0, drafts=False):
         s = np.repeat(np.repeat(s, 128, 0), 128, 1)[:shape[0], :shape[1]]
         return E4M3[b].reshape(shape) * s
 
+    def add(name, stored):
+        x = plain(name)
+        if x.ndim == 2 and head[name]["dtype"] != "F32" and x.dtype == np.float32:
+            w.add_tensor(stored, gguf.quants.quantize(x, BF16), raw_dtype=BF16)
+        else:
+            w.add_tensor(stored, x)
+
     def mxfp4(name):
         b, t, shape = data(name)
         assert t in ("I8", "U8")
@@ -110,9 +122,9 @@ def main(src, dst, part=0, drafts=False):
     for name in head:
         m = re.match(r"layers\.(\d+)\.(.+)", name)
         if name.startswith("mtp.") or name.endswith(".scale"): continue
-        if not m: w.add_tensor(TOP[name], plain(name)); continue
+        if not m: add(name, TOP[name]); continue
         e = re.match(r"ffn\.experts\.(\d+)\.(w[123])\.weight", m[2])
-        if not e: w.add_tensor(f"blk.{m[1]}.{LAYER[m[2]]}", plain(name)); continue
+        if not e: add(name, f"blk.{m[1]}.{LAYER[m[2]]}"); continue
         if e[1] != "0": continue
         kind = {"w1": "gate", "w2": "down", "w3": "up"}[e[2]]
         fused = np.stack([mxfp4(f"layers.{m[1]}.ffn.experts.{i}.{e[2]}.weight") for i in range(cfg["n_routed_experts"])])
