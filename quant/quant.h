@@ -48,6 +48,18 @@ enum effort {
 void encode_row(uint8_t *codes, uint8_t *scales, const struct wtype *t, const float *x, size_t cols,
                 const float *importance, enum effort effort);
 
+/* ------------------------------------------------------------------ what that loses (error.c) */
+
+struct encode_error {
+    double error, signal; /* sums of squares: of the differences, of what was encoded */
+};
+
+/* encode_row() with EFFORT_SEARCH, decoded again; adds to *sum, weighted by importance (NULL: all alike).
+ * codes, scales: room for a row, which has the encoding afterwards; back [cols]. */
+void encode_error(struct encode_error *sum, const struct kernels *k, const struct wtype *t,
+                  const float *x, size_t cols, const float *importance, uint8_t *codes,
+                  uint8_t *scales, float *back);
+
 /* ------------------------------------------------------------------ error feedback (feedback.c) */
 
 /* h [n][n], the covariance sum x x^T of a matrix's inputs, with `damping` times the mean of its diagonal

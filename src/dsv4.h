@@ -446,7 +446,16 @@ typedef struct dsv4_convert_options {
     const char *importance; /* a file of dsv4_calibrate */
     /* how many experts of every layer stay, "128" or "50%": those that gave most to the importance's text */
     const char *prune_experts;
-    uint32_t ctx;         /* plans: tokens that memory is counted for; default 32768 at most */
+    uint32_t ctx; /* plans, fit: tokens that memory is counted for; default 32768 at most */
+    /* Types are chosen for the large matrices of which the fields above say nothing, so that the expected divergence is
+     * least (docs/quantization.md): */
+    uint64_t fit; /* the model with ctx tokens fits into so many bytes of memory */
+    double bits;  /* these matrices have so many bits a weight on the average */
+    bool dynamic; /* each matrix by itself; otherwise those of one class in a layer together */
+    const char
+        *sensitivity; /* a file of dsv4_sensitivity; default: figures of the embedded model */
+    void (*chosen)(void *arg, const char *json); /* hears what was chosen, and why; or NULL */
+    void *chosen_arg;
     uint64_t shard_bytes; /* of one file; default 4 GiB */
     uint64_t max_ram;     /* for buffers; default: a quarter of what is free */
     uint64_t
@@ -493,6 +502,20 @@ typedef struct dsv4_calibrate_options {
  * releases. DSV4_USAGE: no tokens, or an id out of range; DSV4_NO_MEMORY; DSV4_FAILED: the disk. */
 DSV4_API int dsv4_calibrate(dsv4_engine *e, const int32_t *ids, size_t n, const char *file,
                             const dsv4_calibrate_options *opt, char **json, dsv4_err *err);
+
+typedef struct dsv4_sensitivity_options {
+    const char *type;          /* that matrices are put into, one after the other; default q3 */
+    dsv4_progress_fn progress; /* of tokens, counted for every run */
+    void *progress_arg;
+} dsv4_sensitivity_options;
+
+/* Measures how much the model's logits on the n tokens diverge when one matrix (or the same one of all experts of a
+ * layer) is coarse, per relative error of its products, and writes it to `file`, JSON, which *json has too:
+ * what dsv4_convert chooses types by. The model reads the tokens once for each of them: tens to hundreds of times.
+ * Open the engine exact, with no_cache_quant and numa "off". The same for any number of threads. Errors as
+ * dsv4_calibrate. */
+DSV4_API int dsv4_sensitivity(dsv4_engine *e, const int32_t *ids, size_t n, const char *file,
+                              const dsv4_sensitivity_options *opt, char **json, dsv4_err *err);
 
 /* ------------------------------------------------------------------ measuring
  * What a machine can do with a model whose weights are not there: engines with made-up weights. */

@@ -89,15 +89,6 @@ static void finish(void)
 
 /* ------------------------------------------------------------------ a matrix in another type */
 
-/* The inputs of the original's matrix, which w1 of an expert lends to w3. */
-static const struct inputs *inputs_of(const struct matrix *w)
-{
-    int which;
-    if (expert_layer(stats->m, w, &which) && which == 3)
-        w -= 2; /* struct expert: w1, w2, w3 */
-    return statistics_find(stats, w);
-}
-
 static float *factor_of(const struct inputs *in, size_t cols)
 {
     float *f = malloc(cols * cols * sizeof *f);
@@ -124,7 +115,7 @@ static struct wmat encoded(const struct matrix *from, const struct wtype *t, enu
                      .code_ld = wformat_row_bytes(t->format, cols),
                      .scale_ld = cols / GROUP * 2};
     uint8_t *codes = malloc(rows * w.code_ld), *scales = malloc(rows * w.scale_ld);
-    const struct inputs *in = way >= CALIBRATED ? inputs_of(from) : NULL;
+    const struct inputs *in = way >= CALIBRATED ? statistics_inputs(stats, from) : NULL;
     if (way == FEEDBACK) {
         float *factor = factor_of(in, cols), *tmp = malloc(cols * PANEL * sizeof *tmp);
         for (size_t r = 0; r < rows; r += PANEL)

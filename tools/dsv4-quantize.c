@@ -12,11 +12,14 @@ enum { EFFORT_FAST, EFFORT_NORMAL, EFFORT_HIGH };
 
 struct values {
     bool help, version, json, quiet, dry_run, verify, allow_nan, restart, covariance;
-    const char *preset, *type, *experts, *dense, *head, *rules_file, *importance, *prune, *as;
-    struct opt_list rules, texts;
+    const char *preset, *type, *experts, *dense, *head, *rules_file, *importance, *prune, *as,
+        *sensitivities;
+    struct opt_list rules, texts, sensitivity;
     int effort;
     uint32_t threads, context;
-    uint64_t shard_size, max_ram;
+    uint64_t shard_size, max_ram, fit;
+    bool dynamic;
+    float bits;
 };
 
 #define AT(field) offsetof(struct values, field)
@@ -42,6 +45,17 @@ static const struct opt rows[] = {
      "counts"},
     {types_group, 0, "rules", OPT_TEXT, "FILE", 0, 0, 1, AT(rules_file), NULL, NULL,
      "such patterns, one a line"},
+    {types_group, 0, "fit", OPT_BYTES, "BYTES", 0, 0, 1, AT(fit), NULL, NULL,
+     "choose types so that the model fits into this memory (24G, ...) with a context of --context "
+     "tokens and loses as little as possible; says what it chose"},
+    {types_group, 0, "bits", OPT_FLOAT, "N", 1, 16, 1, AT(bits), NULL, NULL,
+     "choose types so that large matrices have N bits a weight on the average"},
+    {types_group, 0, "dynamic", OPT_FLAG, NULL, 0, 0, 1, AT(dynamic), NULL, NULL,
+     "with --fit or --bits: a type for each matrix, experts too, instead of one for a class of "
+     "matrices in a layer"},
+    {types_group, 0, "sensitivities", OPT_TEXT, "FILE", 0, 0, 1, AT(sensitivities), NULL,
+     "figures of the embedded model",
+     "with --fit or --bits: what --sensitivity measured on this model"},
     {types_group, 0, "effort", OPT_CHOICE, "fast|normal|high", 0, 0, 1, AT(effort), NULL, "normal",
      "scales from the largest value of a group, or those with the least error; high: rounding "
      "errors are carried "
@@ -57,6 +71,10 @@ static const struct opt rows[] = {
      "run this text through SOURCE and write what its matrices are multiplied with to the file "
      "DESTINATION; may be "
      "repeated"},
+    {calibrate_group, 0, "sensitivity", OPT_LIST, "TEXT", 0, 0, 1, AT(sensitivity), NULL, NULL,
+     "measure on this text which matrices of SOURCE suffer most from errors, and write that to the "
+     "file DESTINATION, for --sensitivities; reads the text some hundred times: 1000 words are "
+     "enough"},
     {calibrate_group, 0, "covariance", OPT_FLAG, NULL, 0, 0, 1, AT(covariance), NULL, NULL,
      "with the covariances that --effort high needs: a large file"},
 
@@ -164,6 +182,19 @@ static bool show_progress(void *arg, uint64_t done, uint64_t total)
     return interrupted();
 }
 
+/* Before a conversion begins. A plan has it among the rest. */
+static void show_choice(void *arg, const char *json)
+{
+    const struct watch *w = arg;
+    json_t *j = json_loads(json, 0, NULL);
+    struct bytes b = {0};
+    dsv4_err err;
+    if (!w->p->term.quiet && j && report_text(j, &b, &err) == 0)
+        stream_bytes(&w->p->term.err, b.data, b.len);
+    free(b.data);
+    json_decref(j);
+}
+
 /* ------------------------------------------------------------------ what is to be done */
 
 static dsv4_convert_options convert_options(const struct values *v, struct watch *w)
@@ -183,6 +214,12 @@ static dsv4_convert_options convert_options(const struct values *v, struct watch
         .importance = v->importance,
         .prune_experts = v->prune,
         .ctx = v->context,
+        .fit = v->fit,
+        .bits = (double)v->bits,
+        .dynamic = v->dynamic,
+        .sensitivity = v->sensitivities,
+        .chosen = v->dry_run ? NULL : show_choice,
+        .chosen_arg = w,
         .shard_bytes = v->shard_size,
         .max_ram = v->max_ram,
         .threads = v->threads,
@@ -286,8 +323,10 @@ static int run(struct values *v, struct program *p, int argc, char **argv, dsv4_
         return dst ? verify(p, src, dst, &o, err) : verify(p, NULL, src, &o, err);
     if (!dst)
         return err_set(err, DSV4_USAGE, "where to? SOURCE DESTINATION, or --dry-run SOURCE");
-    if (v->texts.n > 0) {
-        struct calibration c = {src, dst, &v->texts, v->covariance, v->threads};
+    if (v->texts.n > 0 || v->sensitivity.n > 0) {
+        bool s = v->sensitivity.n > 0;
+        struct calibration c = {
+            src, dst, s ? &v->sensitivity : &v->texts, v->covariance, s, v->type, v->threads};
         return calibrate(p, &c, err);
     }
     return convert(p, src, dst, &o, &w, err);

@@ -7,7 +7,8 @@
 struct calibration {
     const char *model, *file;     /* what to run, what to write */
     const struct opt_list *texts; /* files; "-": stdin */
-    bool covariance;
+    bool covariance, sensitivity; /* sensitivity: instead of the inputs' statistics */
+    const char *type; /* sensitivity: that matrices are put into; NULL: the library's choice */
     uint32_t threads;
 };
 

@@ -1,4 +1,4 @@
-/* dsv4-quantize --calibrate: texts through the model, their statistics into a file. */
+/* dsv4-quantize --calibrate and --sensitivity: texts through the model, what was measured into a file. */
 #include "quantize.h"
 
 #include <stdlib.h>
@@ -47,7 +47,9 @@ static int run_texts(struct program *p, dsv4_engine *e, const struct calibration
         rc = add_text(&all, e, c->texts->item[i], err);
     if (rc == 0) {
         dsv4_calibrate_options o = {c->covariance, show_tokens, p};
-        rc = dsv4_calibrate(e, all.id, all.n, c->file, &o, &json, err);
+        dsv4_sensitivity_options s = {c->type, show_tokens, p};
+        rc = c->sensitivity ? dsv4_sensitivity(e, all.id, all.n, c->file, &s, &json, err)
+                            : dsv4_calibrate(e, all.id, all.n, c->file, &o, &json, err);
         status_clear(&p->term);
     }
     free(all.id);
@@ -62,6 +64,8 @@ int calibrate(struct program *p, const struct calibration *c, dsv4_err *err)
 {
     dsv4_engine *e;
     dsv4_options o = {.ctx = 2048, .threads = c->threads, .exact = true};
+    o.no_cache_quant = c->sensitivity; /* or errors of weights drown in those of caches */
+    o.numa = c->sensitivity ? "off" : NULL;
     TRY(dsv4_open(&e, c->model, &o, err));
     int rc = run_texts(p, e, c, err);
     dsv4_close(e);

@@ -1,6 +1,9 @@
 /* The public side of conversions: from options to a plan, from a plan to a directory. */
 #include "convert.h"
 
+#include <jansson.h>
+#include <stdlib.h>
+
 #define SHARD_BYTES ((uint64_t)4 << 30)
 
 /* Source and plan of one conversion. */
@@ -10,15 +13,22 @@ struct conversion {
     struct store *importance; /* or NULL */
     struct pruning *pruning;  /* or NULL */
     struct plan plan;
+    json_t *chosen; /* or NULL: what types were chosen, and why */
 };
 
 static void conversion_close(struct conversion *c)
 {
+    json_decref(c->chosen);
     convert_plan_close(&c->plan);
     pruning_close(c->pruning);
     store_close(c->importance);
     rules_close(&c->rules);
     source_close(&c->source);
+}
+
+static bool chooses(const dsv4_convert_options *o)
+{
+    return o->fit > 0 || o->bits > 0;
 }
 
 static int check_options(const dsv4_convert_options *o, dsv4_err *err)
@@ -31,6 +41,38 @@ static int check_options(const dsv4_convert_options *o, dsv4_err *err)
         return err_set(err, DSV4_USAGE,
                        "--prune-experts needs an importance file (dsv4-quantize --calibrate TEXT), "
                        "which says what experts are used for");
+    if (chooses(o) && (o->preset || o->type))
+        return err_set(
+            err, DSV4_USAGE,
+            "--fit and --bits choose types themselves: --preset and --type are no part of "
+            "that (--experts, --dense, --head, --tensor say what is to stay)");
+    if (!chooses(o) && (o->dynamic || o->sensitivity))
+        return err_set(err, DSV4_USAGE, "%s is for --fit or --bits: how much may be spent?",
+                       o->dynamic ? "--dynamic" : "a file of sensitivities");
+    if (o->bits < 0 || o->bits > 32)
+        return err_set(err, DSV4_USAGE, "--bits %g is no mean of bits a weight", o->bits);
+    return 0;
+}
+
+/* Types for the matrices that no rule speaks of. */
+static int choose(struct conversion *c, const dsv4_convert_options *o, dsv4_err *err)
+{
+    struct memory_beside b;
+    TRY(memory_beside(&b, &c->source, o, err));
+    struct choose_options how = {.sensitivity = o->sensitivity,
+                                 .fit = o->fit,
+                                 .beside = b.caches + b.buffers + b.other,
+                                 .ctx = b.ctx,
+                                 .bits = o->bits,
+                                 .each = o->dynamic,
+                                 .threads = (int)(o->threads < MAX_LANES ? o->threads : MAX_LANES)};
+    TRY(choose_types(&c->plan, &c->source, c->importance, &how, &c->chosen, err));
+    if (!o->chosen)
+        return 0;
+    char *text;
+    TRY(json_write(&text, c->chosen, JSON_INDENT(1), err));
+    o->chosen(o->chosen_arg, text);
+    free(text);
     return 0;
 }
 
@@ -71,6 +113,8 @@ static int conversion_open(struct conversion *c, const char *src, const char *co
         rc = pruning_choose(&c->pruning, &c->source, c->importance, o->prune_experts, err);
     if (rc == 0)
         rc = convert_plan(&c->plan, &c->source, &c->rules, c->pruning, err);
+    if (rc == 0 && chooses(o))
+        rc = choose(c, o, err);
     if (rc == 0)
         rc = plan_layout(&c->plan, o->shard_bytes ? o->shard_bytes : SHARD_BYTES, err);
     if (rc == 0)
@@ -94,7 +138,7 @@ static int describe(const char *src, const char *config, size_t len,
     TRY(conversion_open(&c, src, config, len, opt, err));
     int rc = memory_beside(&beside, &c.source, opt, err);
     if (rc == 0)
-        rc = convert_plan_json(&c.plan, &beside, json, err);
+        rc = convert_plan_json(&c.plan, &beside, c.chosen, json, err);
     conversion_close(&c);
     return rc;
 }

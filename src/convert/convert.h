@@ -77,7 +77,7 @@ struct rule *rules_find(struct rules *r, const char *name, enum tensor_class c);
 
 /* ------------------------------------------------------------------ prune.c */
 
-enum { MATRIX_NAME = 256, MADE_A_LAYER = 4 };
+enum { MADE_A_LAYER = 4 };
 
 /* Fewer experts in every layer, as many in each. */
 struct pruning {
@@ -144,6 +144,7 @@ enum job_kind {
 /* One tensor of the output, or a matrix NAME.weight with its NAME.scale. */
 struct job {
     enum job_kind kind;
+    bool by_rule; /* somebody said what type it gets */
     enum tensor_class class;
     const char *name;          /* of the tensor (a matrix: NAME.weight) */
     const struct tensor *from; /* in the source, where experts may have other numbers */
@@ -190,16 +191,45 @@ int convert_plan(struct plan *p, const struct source *s, struct rules *r, struct
 /* Sets the type of a matrix; false when it cannot be packed like that (columns no multiple of 32). */
 bool job_set_type(struct job *j, const struct wtype *type);
 void convert_plan_close(struct plan *p);
-/* Bytes of the weights that are to stay in memory. */
-uint64_t plan_in_memory(const struct plan *p);
-/* What it amounts to, as JSON text. */
-int convert_plan_json(const struct plan *p, const struct memory_beside *beside, char **json,
-                      dsv4_err *err);
+/* Is it a weight that stays in memory? */
+bool job_in_memory(const struct job *j);
+/* What it amounts to, as JSON text; chosen: of choose_types(), or NULL. */
+int convert_plan_json(const struct plan *p, const struct memory_beside *beside,
+                      struct json_t *chosen, char **json, dsv4_err *err);
+
+/* ------------------------------------------------------------------ sensitivity.c */
+
+struct sensitivity;
+
+/* file: of dsv4_sensitivity(); NULL: the figures that are shipped. cfg lives longer. */
+int sensitivity_open(struct sensitivity **out, const char *file, const struct config *cfg,
+                     dsv4_err *err);
+void sensitivity_close(struct sensitivity *s); /* NULL is allowed */
+/* Nats for a relative error of 1 of the products of a matrix; name with "*" for the number of an expert, of all
+ * experts of a layer together. */
+int sensitivity_find(const struct sensitivity *s, const char *name, double *out, dsv4_err *err);
+
+/* ------------------------------------------------------------------ choose.c */
+
+enum { MAX_LAYERS_TOLD = 256 };
+
+struct choose_options {
+    const char *sensitivity; /* a file, or NULL */
+    uint64_t fit;            /* bytes of memory for weights and `beside`; 0: any */
+    uint64_t beside;         /* what an engine needs with ctx tokens beside weights */
+    uint32_t ctx;
+    double bits; /* mean bits of the matrices that are chosen for, scales included; 0: any */
+    bool each;   /* every matrix by itself; otherwise those of one class in a layer together */
+    int threads; /* 0: one for each core */
+};
+
+/* Changes the types of the jobs about which no rule decided, within these limits; the same for any number of threads.
+ * importance: a calibration file or NULL. *told is JSON for people and programs: what was chosen, and why. DSV4_NO_MEMORY:
+ * not even the smallest types fit. */
+int choose_types(struct plan *p, const struct source *source, const struct store *importance,
+                 const struct choose_options *o, struct json_t **told, dsv4_err *err);
 
 /* ------------------------------------------------------------------ layout.c */
-
-/* The name of a matrix with "*" for the number of an expert; out has room for MATRIX_NAME bytes. */
-void star_expert(char *out, const char *matrix);
 
 /* Shards of about so many bytes, the place of everything in them, their headers. */
 int plan_layout(struct plan *p, uint64_t shard_bytes, dsv4_err *err);
@@ -222,6 +252,9 @@ int importance_join(const struct store *s, const char *file, struct plan *p, boo
 /* A tensor of it: F32, n values, none of them negative or not finite. */
 int importance_vector(const float **out, const struct store *s, const char *name, uint64_t n,
                       dsv4_err *err);
+
+/* Points a job to the importance of its inputs, where the file has it; *used: of an expert, how many rows it saw. */
+int importance_of(const struct store *s, struct job *j, double *used, dsv4_err *err);
 
 /* ------------------------------------------------------------------ encoder.c */
 

@@ -105,3 +105,29 @@ int importance_join(const struct store *s, const char *file, struct plan *p, boo
                        file);
     return 0;
 }
+
+/* Rows that an expert saw, and one more: none is useless for certain. */
+static double rows_seen(const struct store *s, const char *name)
+{
+    char rows[NAME_CAP];
+    unsigned layer, expert;
+    int64_t n = 0;
+    if (sscanf(name, "layers.%u.ffn.experts.%u.", &layer, &expert) != 2)
+        return 1;
+    snprintf(rows, sizeof rows, "layers.%u.ffn.experts.rows", layer);
+    const struct tensor *t = store_find(s, rows);
+    if (t && t->dtype == DTYPE_I64 && t->rank == 1 && expert < t->dim[0])
+        memcpy(&n, t->data + expert * sizeof n, sizeof n);
+    return n > 0 ? (double)n + 1 : 1;
+}
+
+int importance_of(const struct store *s, struct job *j, double *used, dsv4_err *err)
+{
+    const struct tensor *t = find(s, j->from->name, "importance", false);
+    *used = rows_seen(s, j->from->name);
+    if (!t)
+        return 0;
+    TRY(check(t, j->in.cols, 1, err));
+    j->importance = values(t);
+    return 0;
+}

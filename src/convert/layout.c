@@ -183,19 +183,6 @@ struct named {
     const struct job *job;
 };
 
-void star_expert(char *out, const char *matrix)
-{
-    static const char mark[] = ".experts.";
-    const char *at = strstr(matrix, mark);
-    size_t digits = at ? strspn(at + sizeof mark - 1, "0123456789") : 0;
-    if (digits == 0) {
-        snprintf(out, MATRIX_NAME, "%s", matrix);
-        return;
-    }
-    at += sizeof mark - 1;
-    snprintf(out, MATRIX_NAME, "%.*s*%s", (int)(at - matrix), matrix, at + digits);
-}
-
 static int by_key(const void *a, const void *b)
 {
     const struct named *x = a, *y = b;

@@ -80,6 +80,7 @@ static int add_matrix(struct plan *p, const struct source *s, struct rules *r,
     TRY(matrix_find(&j->in, s->store, s->cfg, t->name, 0, 0, err));
     matrix_name(t->name, name, sizeof name);
     struct rule *rule = rules_find(r, name, j->class);
+    j->by_rule = rule != NULL;
     const struct wtype *type = rule ? rule->type : NULL;
     if (type && rule->if_smaller && !smaller(&j->in, type))
         type = NULL;
@@ -354,23 +355,21 @@ static int by_class(const void *a, const void *b)
     return x->after > y->after ? -1 : x->after < y->after;
 }
 
-uint64_t plan_in_memory(const struct plan *p)
+bool job_in_memory(const struct job *j)
 {
-    uint64_t sum = 0;
-    for (size_t i = 0; i < p->n; i++)
-        if (p->job[i].class != CLASS_ENGRAM_TABLE && p->job[i].class < CLASS_DRAFT)
-            sum += p->job[i].bytes[0] + p->job[i].bytes[1];
-    return sum;
+    return j->class != CLASS_ENGRAM_TABLE && j->class < CLASS_DRAFT;
 }
 
-int convert_plan_json(const struct plan *p, const struct memory_beside *beside, char **json,
-                      dsv4_err *err)
+int convert_plan_json(const struct plan *p, const struct memory_beside *beside, json_t *chosen,
+                      char **json, dsv4_err *err)
 {
     struct line *line = NULL;
     size_t n = 0, cap = 0;
-    uint64_t memory = plan_in_memory(p);
+    uint64_t memory = 0;
     for (size_t i = 0; i < p->n; i++) {
-        int rc = add_line(&line, &n, &cap, p, &p->job[i], err);
+        const struct job *j = &p->job[i];
+        memory += job_in_memory(j) ? j->bytes[0] + j->bytes[1] : 0;
+        int rc = add_line(&line, &n, &cap, p, j, err);
         if (rc != 0) {
             free(line);
             return rc;
@@ -395,6 +394,8 @@ int convert_plan_json(const struct plan *p, const struct memory_beside *beside, 
                                                       (json_int_t)line[i].before, "bytes",
                                                       (json_int_t)line[i].after)) == 0;
     free(line);
+    if (whole && chosen)
+        whole = json_object_set(root, "choice", chosen) == 0;
     if (whole && p->pruning)
         whole = json_object_set_new(root, "pruning", pruning_json(p->pruning, p->drafts)) == 0;
     int rc = whole ? json_write(json, root, JSON_INDENT(1), err) : err_memory(err, 0, "a plan");

@@ -246,6 +246,9 @@ enum tensor_class {
 };
 
 enum tensor_class tensor_class_of(const char *official_name);
+/* Large matrices that take any type: attention, experts, Engram projections, head. The others decide by comparing
+ * (routers, indexer), or are small. */
+bool class_is_typed(enum tensor_class c);
 const char *tensor_class_name(enum tensor_class c);
 
 /* ------------------------------------------------------------------ matrix.c */
@@ -263,5 +266,10 @@ bool matrix_packs(const struct config *c, const char *name);
 bool scale_name(const char *weight, char *out, size_t cap);
 /* NAME without .weight, as the types of a converted directory call it; false as above. */
 bool matrix_name(const char *weight, char *out, size_t cap);
+
+enum { MATRIX_NAME = 256 };
+
+/* The name of a matrix with "*" for the number of an expert; out has room for MATRIX_NAME bytes. */
+void star_expert(char *out, const char *matrix);
 
 #endif

@@ -2,6 +2,7 @@
  * tensor of that name is for. Knows the words of a name, not which tensors a model has. */
 #include "load.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* One component of a name ("layers.3.self_attn.q_a_proj.weight" has five), where it stands for
@@ -107,6 +108,12 @@ enum tensor_class tensor_class_of(const char *n)
     return CLASS_OTHER;
 }
 
+bool class_is_typed(enum tensor_class c)
+{
+    return c == CLASS_HEAD || c == CLASS_ATTENTION || c == CLASS_EXPERTS || c == CLASS_SHARED ||
+           c == CLASS_ENGRAM;
+}
+
 /* ------------------------------------------------------------------ NAME.weight */
 
 /* `weight` with `tail` instead of its last part. */
@@ -129,4 +136,17 @@ bool scale_name(const char *weight, char *out, size_t cap)
 bool matrix_name(const char *weight, char *out, size_t cap)
 {
     return with_tail(weight, "", out, cap);
+}
+
+void star_expert(char *out, const char *matrix)
+{
+    static const char mark[] = ".experts.";
+    const char *at = strstr(matrix, mark);
+    size_t digits = at ? strspn(at + sizeof mark - 1, "0123456789") : 0;
+    if (digits == 0) {
+        snprintf(out, MATRIX_NAME, "%s", matrix);
+        return;
+    }
+    at += sizeof mark - 1;
+    snprintf(out, MATRIX_NAME, "%.*s*%s", (int)(at - matrix), matrix, at + digits);
 }

@@ -16,46 +16,6 @@ enum {
     HEAD_EVERY = 16, /* one row in so many computes logits, so that the head takes part */
 };
 
-/* ------------------------------------------------------------------ the text */
-
-static int run_window(dsv4_engine *e, const int32_t *ids, size_t n, dsv4_row *row, float *logits,
-                      dsv4_err *err)
-{
-    dsv4_seq *s;
-    TRY(dsv4_seq_open(&s, e, err));
-    int rc = 0;
-    size_t step = e->plan.batch;
-    for (size_t at = 0; at < n && rc == 0; at += step) {
-        size_t m = n - at < step ? n - at : step;
-        for (size_t i = 0; i < m; i++)
-            row[i] = (dsv4_row){.seq = s, .token = ids[at + i], .logits = i % HEAD_EVERY == 0};
-        rc = dsv4_eval(e, row, m, logits, err);
-    }
-    dsv4_seq_close(s);
-    return rc;
-}
-
-static int run_text(dsv4_engine *e, const int32_t *ids, size_t n, const dsv4_calibrate_options *o,
-                    dsv4_err *err)
-{
-    dsv4_row *row = NULL;
-    float *logits = NULL;
-    size_t step = e->plan.batch, window = e->plan.ctx < WINDOW ? e->plan.ctx : WINDOW;
-    int rc = mem_alloc(&row, step, sizeof *row, "rows", err);
-    if (rc == 0)
-        rc = mem_alloc(&logits, step / HEAD_EVERY + 1, e->cp.cfg->vocab * sizeof *logits, "logits",
-                       err);
-    for (size_t at = 0; at < n && rc == 0; at += window) {
-        if (o->progress && o->progress(o->progress_arg, at, n))
-            rc = err_set(err, DSV4_INTERRUPTED, "interrupted while gathering");
-        else
-            rc = run_window(e, ids + at, n - at < window ? n - at : window, row, logits, err);
-    }
-    free(row);
-    free(logits);
-    return rc;
-}
-
 /* ------------------------------------------------------------------ what few rows say */
 
 /* The mean square of a column of each expert's inputs in its layer: for w1 by column; for w2, whose columns are
@@ -295,7 +255,14 @@ int dsv4_calibrate(dsv4_engine *e, const int32_t *ids, size_t n, const char *fil
         return err_set(err, DSV4_USAGE, "a synthetic engine has nothing to calibrate");
     TRY(statistics_open(&s, e->cp.m, opt->covariance, err));
     e->batch->observer = &s->observer;
-    int rc = run_text(e, ids, n, opt, err);
+    struct windows text = {.ids = ids,
+                           .n = n,
+                           .window = WINDOW,
+                           .every = HEAD_EVERY,
+                           .progress = opt->progress,
+                           .progress_arg = opt->progress_arg,
+                           .total = n};
+    int rc = windows_run(e, &text, err);
     e->batch->observer = NULL;
     if (rc == 0)
         rc = write_file(s, file, n, err);

@@ -74,6 +74,22 @@ void made_close(struct made *m); /* NULL is allowed */
  * it has (no drafting heads, no vision), all without data. */
 int checkpoint_shapes(struct checkpoint *cp, const char *config, size_t len, dsv4_err *err);
 
+/* ------------------------------------------------------------------ texts (windows.c) */
+
+struct windows {
+    const int32_t *ids;
+    size_t n;
+    size_t window; /* tokens of a piece; less where the engine's context is shorter */
+    size_t every;  /* one row in so many computes logits, counted from the beginning of a step */
+    void (*logits)(void *arg, size_t token, const float *row); /* hears of them; or NULL */
+    void *arg;
+    dsv4_progress_fn progress; /* of tokens: `done` before these of `total`; or NULL */
+    void *progress_arg;
+    uint64_t done, total;
+};
+
+int windows_run(dsv4_engine *e, const struct windows *w, dsv4_err *err);
+
 /* ------------------------------------------------------------------ engine */
 
 struct dsv4_engine {

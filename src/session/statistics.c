@@ -33,6 +33,16 @@ const struct inputs *statistics_find(const struct statistics *s, const struct ma
     return bsearch(&key, s->in, s->n, sizeof key, by_matrix);
 }
 
+const struct inputs *statistics_inputs(const struct statistics *s, const struct matrix *w)
+{
+    int which;
+    const struct layer *L = expert_layer(s->m, w, &which);
+    for (uint32_t i = 0; L && which == 3 && i < s->m->cfg->n_experts; i++)
+        if (w == &L->moe.expert[i].w3)
+            return statistics_find(s, &L->moe.expert[i].w1);
+    return statistics_find(s, w);
+}
+
 static void observe_input(void *arg, const struct batch *b, const struct matrix *w, enum act a,
                           const float *x, size_t ld, const uint32_t *pick, size_t n, size_t c0,
                           size_t c1)

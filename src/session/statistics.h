@@ -34,6 +34,9 @@ void statistics_close(struct statistics *s); /* NULL is allowed */
 /* NULL when there is none. */
 const struct inputs *statistics_find(const struct statistics *s, const struct matrix *w);
 
+/* The same for any matrix: an expert's w3 has the inputs of its w1. */
+const struct inputs *statistics_inputs(const struct statistics *s, const struct matrix *w);
+
 /* The layer of which a matrix is w1, w2 or w3 of a routed expert, and which of the three it is; else NULL. */
 const struct layer *expert_layer(const struct model *m, const struct matrix *w, int *which);
 

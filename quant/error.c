@@ -1,0 +1,24 @@
+/* What a row loses in a type. */
+#include "quant.h"
+
+void encode_error(struct encode_error *sum, const struct kernels *k, const struct wtype *t,
+                  const float *x, size_t cols, const float *importance, uint8_t *codes,
+                  uint8_t *scales, float *back)
+{
+    encode_row(codes, scales, t, x, cols, importance, EFFORT_SEARCH);
+    const struct wmat w = {.format = t->format,
+                           .rows = 1,
+                           .cols = (uint32_t)cols,
+                           .block_rows = 1,
+                           .block_cols = GROUP,
+                           .table = t->table,
+                           .codes = codes,
+                           .scales = scales,
+                           .code_ld = wformat_row_bytes(t->format, cols)};
+    k->decode(back, &w, 0);
+    for (size_t c = 0; c < cols; c++) {
+        double weight = importance ? (double)importance[c] : 1, d = (double)back[c] - (double)x[c];
+        sum->error += weight * d * d;
+        sum->signal += weight * (double)x[c] * (double)x[c];
+    }
+}
