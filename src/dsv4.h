@@ -462,13 +462,14 @@ typedef struct dsv4_convert_options {
         mark_bytes; /* at most so many have to be done again after an interruption; default: what is
                              done in ten seconds */
     uint32_t threads; /* default: one for each core */
-    bool allow_nan;   /* NaN and infinite weights become 0; otherwise they are refused */
-    bool restart;     /* forgets what an interrupted conversion has done already */
+    bool gguf; /* dst becomes a GGUF file for llama.cpp (docs/gguf.md) instead of a directory */
+    bool allow_nan; /* NaN and infinite weights become 0; otherwise they are refused */
+    bool restart;   /* forgets what an interrupted conversion has done already */
     dsv4_progress_fn progress;
     void *progress_arg;
 } dsv4_convert_options;
 
-/* Converts the directory `src` into the directory `dst`, which appears under its name when it is complete and
+/* Converts the directory `src` into the directory or file `dst`, which appears under its name when it is complete and
  * on the disk; until then it is dst.partial, and the same call goes on where an interrupted one
  * stopped. The result is the same, byte for byte, for any number of threads and interruptions. DSV4_USAGE:
  * options, or dst exists and is not empty; DSV4_REFUSED: the source; DSV4_FAILED: the disk. */

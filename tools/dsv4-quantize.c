@@ -9,13 +9,14 @@
 /* ------------------------------------------------------------------ options */
 
 enum { EFFORT_FAST, EFFORT_NORMAL, EFFORT_HIGH };
+enum { TO_DIRECTORY, TO_GGUF };
 
 struct values {
     bool help, version, json, quiet, dry_run, verify, allow_nan, restart, covariance;
     const char *preset, *type, *experts, *dense, *head, *rules_file, *importance, *prune, *as,
         *sensitivities;
     struct opt_list rules, texts, sensitivity;
-    int effort;
+    int effort, to;
     uint32_t threads, context;
     uint64_t shard_size, max_ram, fit;
     bool dynamic;
@@ -87,6 +88,11 @@ static const struct opt rows[] = {
     {work_group, 0, "restart", OPT_FLAG, NULL, 0, 0, 1, AT(restart), NULL, NULL,
      "begin anew instead of going on where an interrupted conversion stopped"},
 
+    {output_group, 0, "to", OPT_CHOICE, "directory|gguf", 0, 0, 1, AT(to), NULL, "directory",
+     "what DESTINATION becomes; gguf: one file that llama.cpp runs, of V4, in types of GGUF with "
+     "the "
+     "same numbers: native, "
+     "q8, q4, mxfp4, bf16"},
     {output_group, 'n', "dry-run", OPT_FLAG, NULL, 0, 0, 1, AT(dry_run), NULL, NULL,
      "only say what would become of SOURCE"},
     {output_group, 0, "as", OPT_TEXT, "MODEL", 0, 0, 1, AT(as), NULL, NULL,
@@ -116,6 +122,8 @@ static const char *const examples[] = {
     "what its matrices are multiplied with, from a text",
     "dsv4-quantize --type q4nl --importance importance.safetensors DeepSeek-V4-Flash q4",
     "errors where they matter least",
+    "dsv4-quantize --to gguf --dense q8 DeepSeek-V4-Flash flash.gguf",
+    "for llama.cpp: experts as they are, fp8 as Q8_0 (without --dense: BF16, exact)",
     "dsv4-quantize --verify DeepSeek-V4-Flash mine",
     "sums, and the error of every tensor",
     NULL};
@@ -221,6 +229,7 @@ static dsv4_convert_options convert_options(const struct values *v, struct watch
         .chosen = v->dry_run ? NULL : show_choice,
         .chosen_arg = w,
         .shard_bytes = v->shard_size,
+        .gguf = v->to == TO_GGUF,
         .max_ram = v->max_ram,
         .threads = v->threads,
         .allow_nan = v->allow_nan,

@@ -1,4 +1,4 @@
-/* The public side of conversions: from options to a plan, from a plan to a directory. */
+/* The public side of conversions: from options to a plan, from a plan to a directory or a file. */
 #include "convert.h"
 
 #include <jansson.h>
@@ -37,6 +37,8 @@ static int check_options(const dsv4_convert_options *o, dsv4_err *err)
         return err_set(err, DSV4_USAGE,
                        "high effort needs an importance file with covariances (dsv4-quantize "
                        "--calibrate TEXT --covariance)");
+    if (o->gguf && o->shard_bytes)
+        return err_set(err, DSV4_USAGE, "a GGUF file is one: --shard-size is for directories");
     if (o->prune_experts && !o->importance)
         return err_set(err, DSV4_USAGE,
                        "--prune-experts needs an importance file (dsv4-quantize --calibrate TEXT), "
@@ -46,6 +48,10 @@ static int check_options(const dsv4_convert_options *o, dsv4_err *err)
             err, DSV4_USAGE,
             "--fit and --bits choose types themselves: --preset and --type are no part of "
             "that (--experts, --dense, --head, --tensor say what is to stay)");
+    if (chooses(o) && o->gguf)
+        return err_set(err, DSV4_USAGE,
+                       "--fit and --bits choose among types that GGUF does not have; for a GGUF "
+                       "file say them (--experts, --dense, --head, --tensor)");
     if (!chooses(o) && (o->dynamic || o->sensitivity))
         return err_set(err, DSV4_USAGE, "%s is for --fit or --bits: how much may be spent?",
                        o->dynamic ? "--dynamic" : "a file of sensitivities");
@@ -115,7 +121,9 @@ static int conversion_open(struct conversion *c, const char *src, const char *co
         rc = convert_plan(&c->plan, &c->source, &c->rules, c->pruning, err);
     if (rc == 0 && chooses(o))
         rc = choose(c, o, err);
-    if (rc == 0)
+    if (rc == 0 && o->gguf)
+        rc = plan_gguf(&c->plan, err);
+    else if (rc == 0)
         rc = plan_layout(&c->plan, o->shard_bytes ? o->shard_bytes : SHARD_BYTES, err);
     if (rc == 0)
         rc = read_importance(c, o, err);

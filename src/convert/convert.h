@@ -1,5 +1,5 @@
 /* convert.h - a checkpoint becomes a converted directory (docs/quantization.md): safetensors shards whose
- * matrices are the panels that kernels stream, so that an engine maps them and starts.
+ * matrices are the panels that kernels stream, so that an engine maps them and starts; or a GGUF file.
  *
  *   source   what is read: a directory or GGUF file, its config, its tensors
  *   prune    which experts stay, where fewer are asked for
@@ -154,7 +154,12 @@ struct job {
     const uint32_t *pick;     /* [in.rows] rows of the source that JOB_ENCODE takes; NULL: all */
     const struct wtype *type; /* matrices: of the output; NULL for copies */
     bool as_loaded;           /* JOB_ENCODE of blocks: as an engine does that loads the source */
-    struct wmat out;          /* matrices: panels without addresses */
+    struct wmat out; /* matrices: panels without addresses; rows: code_ld bytes each, no scales */
+    enum dtype as;   /* no matrix: what its elements become */
+    /* plan_gguf() */
+    bool rows; /* matrices: plain rows, one behind the other, instead of panels */
+    const struct block_type *blocks; /* of which they are made; NULL: of numbers */
+    bool exact;                      /* what is encoded has to stay the same numbers */
     /* importance_open(): of the inputs, [cols] and [cols][cols], or NULL */
     const float *importance, *covariance;
     /* plan_layout() */
@@ -175,8 +180,10 @@ struct plan {
     char *names;             /* of renumbered experts */
     struct tensor *floats;   /* what JOB_FLOATS writes */
     size_t n_floats;
-    uint64_t drafts; /* tensors of drafting layers that pruning leaves out */
-    struct job *job; /* in the order of reading */
+    uint64_t drafts;   /* tensors of drafting layers that pruning leaves out */
+    bool gguf;         /* one shard, a GGUF file */
+    uint64_t left_out; /* tensors of the source that such a file has no place for */
+    struct job *job;   /* in the order of reading */
     size_t n;
     struct shard *shard;
     size_t n_shards;
@@ -241,6 +248,18 @@ int plan_index(const struct plan *p, char *const *sum, struct bytes *out, dsv4_e
 /* What else the output depends on, beside source and plan. */
 void plan_mix(struct plan *p, const void *data, size_t n);
 
+/* Source and plan in one number, p->identity. */
+int plan_identify(struct plan *p, dsv4_err *err);
+
+/* ------------------------------------------------------------------ gguf.c */
+
+/* Instead of plan_layout(): the plan of one GGUF file. DSV4_REFUSED: what such a file has no way to say, or no exact
+ * type for. */
+int plan_gguf(struct plan *p, dsv4_err *err);
+
+/* n elements in another type: what GGUF files have floats of 16 bits and integers of 64 become. False: one does not fit. */
+bool cast_values(uint8_t *out, enum dtype to, const uint8_t *in, enum dtype from, size_t n);
+
 /* ------------------------------------------------------------------ importance.c */
 
 /* Tells the jobs of a plan that encode what a calibration file knows about their inputs; they point into the store
@@ -285,7 +304,7 @@ void encoder_panel(struct encoder *x, const struct job *j, const struct wmat *pl
 
 /* ------------------------------------------------------------------ output.c */
 
-/* The directory under way: PATH.partial until it is complete. */
+/* The directory under way: PATH.partial until it is complete. A GGUF file leaves it in the end. */
 struct output {
     const struct plan *plan;
     char *final, *partial;

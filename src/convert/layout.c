@@ -161,17 +161,24 @@ int plan_layout(struct plan *p, uint64_t shard_bytes, dsv4_err *err)
         p->shard[j->shard].n_jobs++;
         size += n;
     }
-    p->identity = 0xcbf29ce484222325u;
     for (size_t i = 0; i < p->n_shards; i++) {
         struct bytes name = {0};
         int rc = bytes_printf(&name, err, "model-%05zu-of-%05zu.safetensors", i + 1, p->n_shards);
         p->shard[i].name = name.data;
         TRY(rc);
         TRY(build_shard(p, &p->shard[i], err));
-        p->identity = mix(p->identity, p->shard[i].header, p->shard[i].header_len);
     }
     TRY(plan_config(p, err));
-    p->identity = mix(p->identity, p->config, strlen(p->config));
+    return plan_identify(p, err);
+}
+
+int plan_identify(struct plan *p, dsv4_err *err)
+{
+    p->identity = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < p->n_shards; i++)
+        plan_mix(p, p->shard[i].header, p->shard[i].header_len);
+    if (p->config)
+        plan_mix(p, p->config, strlen(p->config));
     return mix_sources(p, err);
 }
 

@@ -1,4 +1,4 @@
-/* The directory under way. PATH.partial holds shards, finished and begun, and convert.json, which says how far
+/* The directory under way; a GGUF file is made in one, too. PATH.partial holds shards, finished and begun, and convert.json, which says how far
  * the work has come; what it says is on the disk already. The last steps are index, config and the final name,
  * in this order, so that a directory with a config is complete. */
 #include "convert.h"
@@ -236,7 +236,7 @@ static bool is_complete(const struct output *o)
     char *path, *text = NULL;
     size_t len = 0;
     dsv4_err ignored;
-    if (path_in(&path, o->partial, CONFIG, &ignored) != 0)
+    if (o->plan->gguf || path_in(&path, o->partial, CONFIG, &ignored) != 0)
         return false;
     bool same = access(path, F_OK) == 0 &&
                 file_read(path, SMALL_FILE, &text, &len, &ignored) == 0 &&
@@ -300,6 +300,8 @@ static int check_final(const struct output *o, dsv4_err *err)
     if (stat(o->plan->source->dir, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
         return err_set(err, DSV4_USAGE, "%s: source and destination are the same directory",
                        o->final);
+    if (o->plan->gguf)
+        return err_set(err, DSV4_USAGE, "%s exists", o->final);
     if (!S_ISDIR(a.st_mode))
         return err_set(err, DSV4_USAGE, "%s exists and is not a directory", o->final);
     DIR *d = opendir(o->final);
@@ -475,8 +477,22 @@ static int write_rest(const struct output *o, dsv4_err *err)
     return 0;
 }
 
+/* The one file leaves the directory, which goes with what it says of the work. */
+static int finish_file(struct output *o, dsv4_err *err)
+{
+    TRY(check_final(o, err));
+    if (renameat(o->dir, o->plan->shard[0].name, AT_FDCWD, o->final) != 0)
+        return err_errno(err, DSV4_FAILED, o->final, "give the finished file its name");
+    file_sync_directory_of(o->final);
+    if (unlinkat(o->dir, STATE, 0) != 0 || rmdir(o->partial) != 0)
+        return err_errno(err, DSV4_FAILED, o->partial, "clear");
+    return 0;
+}
+
 int output_finish(struct output *o, dsv4_err *err)
 {
+    if (o->plan->gguf)
+        return finish_file(o, err);
     if (!is_complete(o) || faccessat(o->dir, STATE, F_OK, 0) == 0)
         TRY(write_rest(o, err));
     if (fsync(o->dir) != 0 && errno != EINVAL)

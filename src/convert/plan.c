@@ -120,7 +120,9 @@ static int add_router(struct plan *p, const struct source *s, struct rules *r,
     p->n = before + 1;
     j->kind = JOB_ROUTER;
     j->type = NULL;
-    return pruning_made(p->pruning, s, t, &j->to, err);
+    TRY(pruning_made(p->pruning, s, t, &j->to, err));
+    j->as = j->to->dtype;
+    return 0;
 }
 
 /* Is it the scales of a matrix that is packed? Then they are part of that job. */
@@ -156,6 +158,7 @@ static int add_floats(struct plan *p, const struct source *s, const struct tenso
     to->bytes = (uint64_t)j->in.rows * j->in.cols * sizeof(float);
     j->kind = JOB_FLOATS;
     j->to = to;
+    j->as = to->dtype;
     p->n_floats++;
     p->n++;
     return 0;
@@ -184,6 +187,7 @@ static int add_tensor(struct plan *p, const struct source *s, struct rules *r,
     if (t->blocks)
         return add_floats(p, s, t, err);
     j->kind = JOB_COPY;
+    j->as = t->dtype;
     p->n++;
     return 0;
 }
@@ -312,6 +316,13 @@ static const char *source_type(const struct job *j)
     return j->type ? wformat_name(j->in.format) : dtype_name(j->from->dtype);
 }
 
+static const char *output_type(const struct job *j)
+{
+    if (j->type)
+        return j->blocks ? block_name(j->blocks) : j->type->name;
+    return j->to == j->from && j->as == j->from->dtype ? "as it is" : dtype_name(j->as);
+}
+
 /* Jobs of one class with the same types before and after. */
 struct line {
     enum tensor_class class;
@@ -331,8 +342,7 @@ static uint64_t bytes_before(const struct plan *p, const struct job *j)
 static int add_line(struct line **line, size_t *n, size_t *cap, const struct plan *p,
                     const struct job *j, dsv4_err *err)
 {
-    const char *from = source_type(j), *to = j->type ? j->type->name : dtype_name(j->to->dtype);
-    to = j->to == j->from && !j->type ? "as it is" : to;
+    const char *from = source_type(j), *to = output_type(j);
     size_t i = 0;
     while (i < *n && ((*line)[i].class != j->class || strcmp((*line)[i].from, from) != 0 ||
                       strcmp((*line)[i].to, to) != 0))
@@ -396,6 +406,8 @@ int convert_plan_json(const struct plan *p, const struct memory_beside *beside, 
     free(line);
     if (whole && chosen)
         whole = json_object_set(root, "choice", chosen) == 0;
+    if (whole && p->left_out)
+        whole = json_object_set_new(root, "left_out", json_integer((json_int_t)p->left_out)) == 0;
     if (whole && p->pruning)
         whole = json_object_set_new(root, "pruning", pruning_json(p->pruning, p->drafts)) == 0;
     int rc = whole ? json_write(json, root, JSON_INDENT(1), err) : err_memory(err, 0, "a plan");

@@ -3,6 +3,8 @@
  * number of threads, and of a run that was interrupted and continued. */
 #include "convert.h"
 
+#include "simd/codes.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,12 +47,18 @@ static uint64_t ceil_div(uint64_t a, uint64_t b)
 
 static bool by_panels(const struct job *j)
 {
-    return j->kind == JOB_PACK || j->kind == JOB_ENCODE;
+    return j->kind == JOB_PACK || j->kind == JOB_ENCODE || j->rows;
+}
+
+/* Bytes of the codes of a panel, or of as many rows. */
+static size_t panel_codes(const struct job *j)
+{
+    return j->rows ? PANEL * j->out.code_ld : j->out.code_ld;
 }
 
 static size_t panels_a_piece(const struct job *j)
 {
-    return STEP > j->out.code_ld ? (size_t)(STEP / j->out.code_ld) : 1;
+    return STEP > panel_codes(j) ? (size_t)(STEP / panel_codes(j)) : 1;
 }
 
 /* Bytes of a row of JOB_FLOATS. */
@@ -119,6 +127,14 @@ static int settle(struct run *r, const struct job *j, enum dtype t, const uint8_
 
 /* ------------------------------------------------------------------ making one */
 
+static int cast(uint8_t *out, const struct job *j, const uint8_t *data, size_t n, dsv4_err *err)
+{
+    if (cast_values(out, j->as, data, j->to->dtype, n))
+        return 0;
+    return err_set(err, DSV4_REFUSED, "%s: %s has a number that does not fit %s", j->from->path,
+                   j->from->stored, dtype_name(j->as));
+}
+
 /* Bytes from .. from + n of codes or scales that stay as they are. */
 static int copy_piece(struct run *r, struct desk *d, const struct job *j, int part, uint64_t from,
                       size_t n, dsv4_err *err)
@@ -137,21 +153,43 @@ static int copy_piece(struct run *r, struct desk *d, const struct job *j, int pa
     return 0;
 }
 
+/* Bytes from .. from + n of elements that get another type. */
+static int cast_piece(struct run *r, struct desk *d, const struct job *j, uint64_t from, size_t n,
+                      dsv4_err *err)
+{
+    size_t size = dtype_size(j->to->dtype), count = n / dtype_size(j->as);
+    const uint8_t *data = j->from->data + from / dtype_size(j->as) * size;
+    TRY(cast(d->codes, j, data, count, err));
+    TRY(settle(r, j, j->as, d->codes, n, d->codes, err));
+    TRY(output_write(r->out, file_at(r, j->at[0] + from), d->codes, n, err));
+    store_release(r->plan->source->store, data, count * size);
+    atomic_fetch_add(&r->done, n);
+    return 0;
+}
+
 static int copy_numbered(struct run *r, struct desk *d, const struct job *j, uint64_t piece,
                          dsv4_err *err)
 {
     uint64_t codes = ceil_div(j->bytes[0], STEP);
     int part = piece >= codes;
     uint64_t from = (piece - (part ? codes : 0)) * STEP, left = j->bytes[part] - from;
-    return copy_piece(r, d, j, part, from, (size_t)(left < STEP ? left : STEP), err);
+    size_t n = (size_t)(left < STEP ? left : STEP);
+    if (!j->type && j->as != j->to->dtype)
+        return cast_piece(r, d, j, from, n, err);
+    return copy_piece(r, d, j, part, from, n, err);
 }
 
 static int router_piece(struct run *r, struct desk *d, const struct job *j, dsv4_err *err)
 {
     size_t n = (size_t)j->bytes[0];
-    TRY(pruning_fill(d->codes, r->plan->pruning, r->plan->source, j->from, j->to, err));
-    TRY(settle(r, j, j->to->dtype, d->codes, n, d->codes, err));
-    TRY(output_write(r->out, file_at(r, j->at[0]), d->codes, n, err));
+    uint8_t *data = d->codes;
+    TRY(pruning_fill(data, r->plan->pruning, r->plan->source, j->from, j->to, err));
+    if (j->as != j->to->dtype) {
+        TRY(cast(d->plain, j, data, n / dtype_size(j->as), err));
+        data = d->plain;
+    }
+    TRY(settle(r, j, j->as, data, n, data, err));
+    TRY(output_write(r->out, file_at(r, j->at[0]), data, n, err));
     store_release(r->plan->source->store, j->from->data, (size_t)j->from->bytes);
     atomic_fetch_add(&r->done, n);
     return 0;
@@ -174,22 +212,97 @@ static int read_row(struct run *r, struct desk *d, const struct job *j, size_t r
     return 0;
 }
 
-/* Sixteen rows from `row` on, encoded, as a panel. */
-static int encode_panel(struct run *r, struct desk *d, const struct job *j, size_t row,
-                        uint8_t *codes, uint8_t *scales, dsv4_err *err)
+/* BF16 holds the numbers that were read. */
+static int check_exact(const struct job *j, const struct desk *d, const struct wmat *plain,
+                       dsv4_err *err)
 {
-    struct wmat plain = j->out;
-    plain.panels = false;
-    plain.rows = j->in.rows - (uint32_t)row < PANEL ? j->in.rows - (uint32_t)row : PANEL;
-    plain.codes = d->plain;
-    plain.scales = d->plain_scales;
-    plain.code_ld /= PANEL;
-    plain.scale_ld /= PANEL;
-    for (size_t i = 0; i < plain.rows; i++)
-        TRY(read_row(r, d, j, row + i, i, err));
-    encoder_panel(&d->encoder, j, &plain, d->plain, d->plain_scales);
-    panel_pack(codes, scales, &plain, 0);
+    size_t n = (size_t)plain->rows * plain->cols;
+    const uint16_t *code = (const uint16_t *)(const void *)d->plain;
+    for (size_t i = 0; i < n; i++)
+        if (bf16_value(code[i]) != d->encoder.rows[i])
+            return err_set(err, DSV4_REFUSED, "%s: %s has numbers that BF16 cannot hold exactly",
+                           j->from->path, j->from->stored);
     return 0;
+}
+
+/* A row of a GGUF file as plain codes. */
+static void unblock_row(uint8_t *codes, uint8_t *scales, const struct wmat *in, size_t row)
+{
+    enum { SPAN = 256 };
+    size_t unit = wformat_has_halves(in->format) ? 2 : 1;
+    for (size_t c = 0; c < in->cols; c += SPAN)
+        block_encode_span(codes + wformat_row_bytes(in->format, c), scales + c / GROUP * unit, in,
+                          row, c, in->cols - c < SPAN ? in->cols - c : SPAN);
+}
+
+/* The source's own codes, which are those of the output. */
+static void recode_rows(struct desk *d, const struct job *j, size_t row, const struct wmat *plain)
+{
+    const struct wmat *in = &j->in;
+    if (in->panels) {
+        panel_unpack(d->plain, plain->code_ld, d->plain_scales, plain->scale_ld, in, row / PANEL);
+        return;
+    }
+    for (size_t i = 0; i < plain->rows; i++) {
+        if (in->blocks) {
+            unblock_row(d->plain + i * plain->code_ld, d->plain_scales + i * plain->scale_ld, in,
+                        row + i);
+            continue;
+        }
+        memcpy(d->plain + i * plain->code_ld, in->codes + (row + i) * in->code_ld, plain->code_ld);
+        if (plain->scale_ld > 0)
+            memcpy(d->plain_scales + i * plain->scale_ld, in->scales + (row + i) * in->scale_ld,
+                   plain->scale_ld);
+    }
+}
+
+/* Sixteen rows from `row` on, or as many as there are, as plain codes and scales of the output. */
+static struct wmat plain_shape(const struct job *j, size_t row)
+{
+    enum wformat f = j->type->format;
+    size_t left = j->in.rows - row, groups = j->in.cols / GROUP;
+    return (struct wmat){.format = f,
+                         .rows = (uint32_t)(left < PANEL ? left : PANEL),
+                         .cols = j->in.cols,
+                         .block_rows = 1,
+                         .block_cols = GROUP,
+                         .table = j->type->table,
+                         .code_ld = wformat_row_bytes(f, j->in.cols),
+                         .scale_ld = wformat_has_halves(f) ? 2 * groups
+                                     : f == W_E2M1         ? groups
+                                                           : 0};
+}
+
+static int make_plain(struct run *r, struct desk *d, const struct job *j, size_t row,
+                      struct wmat *plain, dsv4_err *err)
+{
+    *plain = plain_shape(j, row);
+    plain->codes = d->plain;
+    plain->scales = d->plain_scales;
+    if (j->kind != JOB_ENCODE) {
+        recode_rows(d, j, row, plain);
+        enum wformat f = j->type->format;
+        TRY(settle(r, j, panel_dtype(f, 0), d->plain, plain->rows * plain->code_ld, d->plain, err));
+        return settle(r, j, panel_dtype(f, 1), d->plain_scales, plain->rows * plain->scale_ld,
+                      d->plain_scales, err);
+    }
+    for (size_t i = 0; i < plain->rows; i++)
+        TRY(read_row(r, d, j, row + i, i, err));
+    encoder_panel(&d->encoder, j, plain, d->plain, d->plain_scales);
+    return j->exact ? check_exact(j, d, plain, err) : 0;
+}
+
+/* One behind the other, as blocks where the file has such. */
+static void lay_rows(uint8_t *out, const struct job *j, const struct wmat *plain)
+{
+    for (size_t i = 0; i < plain->rows; i++) {
+        const uint8_t *codes = plain->codes + i * plain->code_ld;
+        uint8_t *to = out + i * j->out.code_ld;
+        if (j->blocks)
+            block_row(j->blocks, to, codes, plain->scales + i * plain->scale_ld, plain->cols);
+        else
+            memcpy(to, codes, plain->code_ld);
+    }
 }
 
 /* The rows r0 .. r1 of the source will not be read again. */
@@ -207,27 +320,40 @@ static void rows_done(const struct run *r, const struct job *j, size_t r0, size_
                   scales * w->scale_ld);
 }
 
+/* A panel of the output, or its rows. */
+static int make_panel(struct run *r, struct desk *d, const struct job *j, size_t row,
+                      uint8_t *codes, uint8_t *scales, dsv4_err *err)
+{
+    struct wmat plain;
+    if (j->kind == JOB_PACK && !j->rows) {
+        panel_pack(codes, scales, &j->in, row);
+        return 0;
+    }
+    TRY(make_plain(r, d, j, row, &plain, err));
+    if (j->rows)
+        lay_rows(codes, j, &plain);
+    else
+        panel_pack(codes, scales, &plain, 0);
+    return 0;
+}
+
 static int panels_piece(struct run *r, struct desk *d, const struct job *j, uint64_t piece,
                         dsv4_err *err)
 {
     size_t each = panels_a_piece(j), first = (size_t)piece * each, all = panel_count(&j->out);
     size_t n = all - first < each ? all - first : each;
-    size_t bytes[2] = {n * j->out.code_ld, n * j->out.scale_ld};
-    for (size_t i = 0; i < n; i++) {
-        uint8_t *codes = d->codes + i * j->out.code_ld, *scales = d->scales + i * j->out.scale_ld;
-        size_t row = (first + i) * PANEL;
-        if (j->kind == JOB_ENCODE)
-            TRY(encode_panel(r, d, j, row, codes, scales, err));
-        else
-            panel_pack(codes, scales, &j->in, row);
-    }
+    uint64_t at = first * panel_codes(j), left = j->bytes[0] - at;
+    size_t bytes[2] = {n * panel_codes(j), n * j->out.scale_ld};
+    bytes[0] = left < bytes[0] ? (size_t)left : bytes[0]; /* rows: the last panel may have fewer */
+    for (size_t i = 0; i < n; i++)
+        TRY(make_panel(r, d, j, (first + i) * PANEL, d->codes + i * panel_codes(j),
+                       d->scales + i * j->out.scale_ld, err));
     enum wformat f = j->type->format;
-    if (j->kind == JOB_PACK) {
+    if (j->kind == JOB_PACK && !j->rows) {
         TRY(settle(r, j, panel_dtype(f, 0), d->codes, bytes[0], d->codes, err));
         TRY(settle(r, j, panel_dtype(f, 1), d->scales, bytes[1], d->scales, err));
     }
-    TRY(output_write(r->out, file_at(r, j->at[0] + first * j->out.code_ld), d->codes, bytes[0],
-                     err));
+    TRY(output_write(r->out, file_at(r, j->at[0] + at), d->codes, bytes[0], err));
     TRY(output_write(r->out, file_at(r, j->at[1] + first * j->out.scale_ld), d->scales, bytes[1],
                      err));
     rows_done(r, j, first * PANEL, (first + n) * PANEL);
@@ -366,18 +492,21 @@ static struct needs needs_of(const struct plan *p)
     struct needs n = {.codes = STEP, .encoder = encoder_needs(p)};
     for (size_t i = 0; i < p->n; i++) {
         const struct job *j = &p->job[i];
-        if (j->kind == JOB_ROUTER)
-            raise(&n.codes, (size_t)j->bytes[0]);
+        if (j->kind == JOB_ROUTER) {
+            raise(&n.codes, (size_t)j->to->bytes);
+            raise(&n.plain, (size_t)j->bytes[0]);
+        }
         if (j->kind == JOB_FLOATS)
             raise(&n.codes, rows_a_piece(j) * float_row(j));
         if (!by_panels(j))
             continue;
-        raise(&n.codes, panels_a_piece(j) * j->out.code_ld);
+        raise(&n.codes, panels_a_piece(j) * panel_codes(j));
         raise(&n.scales, panels_a_piece(j) * j->out.scale_ld);
-        if (j->kind != JOB_ENCODE)
+        if (j->kind != JOB_ENCODE && !j->rows)
             continue;
-        raise(&n.plain, j->out.code_ld);
-        raise(&n.plain_scales, j->out.scale_ld);
+        struct wmat plain = plain_shape(j, 0);
+        raise(&n.plain, PANEL * plain.code_ld);
+        raise(&n.plain_scales, PANEL * plain.scale_ld);
     }
     return n;
 }

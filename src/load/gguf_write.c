@@ -2,6 +2,8 @@
  * gguf_config.c reads, and those that only llama.cpp asks for. */
 #include "gguf.h"
 
+#include "src/text/text.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,22 +109,21 @@ static int put_scaling(struct writer *w)
 }
 
 /* What llama.cpp's deepseek4 does one way only. */
-static int check_config(const struct gguf_about *a, dsv4_err *err)
+int gguf_says(const struct config *c, const char *where, dsv4_err *err)
 {
-    const struct config *c = a->cfg;
     if (c->family != FAMILY_V4)
         return err_set(err, DSV4_REFUSED,
                        "%s: a V4.1 model; GGUF files of architecture " GGUF_ARCH " hold V4 alone",
-                       a->where);
+                       where);
     if (c->score != SCORE_SQRTSOFTPLUS || c->gate_temp != 1)
         return err_set(err, DSV4_REFUSED,
                        "%s: scoring_func is not \"sqrtsoftplus\", the only one that llama.cpp has "
                        "for " GGUF_ARCH,
-                       a->where);
+                       where);
     for (uint32_t i = 0; i < c->n_layers; i++)
         if (c->ratio[i] != 0 && c->ratio[i] != 4 && c->ratio[i] != 128)
             return err_set(err, DSV4_REFUSED,
-                           "%s: layer %u compresses by %u; llama.cpp has 0, 4 and 128", a->where,
+                           "%s: layer %u compresses by %u; llama.cpp has 0, 4 and 128", where,
                            (unsigned)i, (unsigned)c->ratio[i]);
     return 0;
 }
@@ -150,7 +151,7 @@ static int put_model(struct writer *w)
 
 /* ------------------------------------------------------------------ the tokenizer */
 
-struct token {
+struct listed {
     const char *text; /* NULL: no token has the number */
     size_t len;
     int32_t type;
@@ -170,17 +171,17 @@ static bool is_marker(const char *p, size_t len)
     return len > 2 * n && memcmp(p, open, n) == 0 && memcmp(p + len - n, close, n) == 0;
 }
 
-static int set_token(struct writer *w, struct token *t, json_int_t id, const char *p, size_t len,
+static int set_token(struct writer *w, struct listed *t, json_int_t id, const char *p, size_t len,
                      int32_t type)
 {
     if (id < 0 || id >= (json_int_t)w->a->cfg->vocab)
         return err_set(w->err, DSV4_REFUSED, "%s/tokenizer.json: token %lld; vocab_size is %u",
                        w->a->where, (long long)id, (unsigned)w->a->cfg->vocab);
-    t[id] = (struct token){p, len, type};
+    t[id] = (struct listed){p, len, type};
     return 0;
 }
 
-static int collect_tokens(struct writer *w, struct token *t, const json_t *root)
+static int collect_tokens(struct writer *w, struct listed *t, const json_t *root)
 {
     const json_t *vocab = json_object_get(json_object_get(root, "model"), "vocab");
     const json_t *added = json_object_get(root, "added_tokens"), *one;
@@ -209,7 +210,7 @@ static int collect_tokens(struct writer *w, struct token *t, const json_t *root)
     return 0;
 }
 
-static int put_tokens(struct writer *w, const struct token *t)
+static int put_tokens(struct writer *w, const struct listed *t)
 {
     uint32_t n = w->a->cfg->vocab;
     char filler[32];
@@ -260,25 +261,25 @@ static int check_patterns(const struct writer *w, const json_t *root)
 {
     const json_t *list = json_object_get(json_object_get(root, "pre_tokenizer"), "pretokenizers");
     const json_t *one;
-    const char *const *want = w->a->patterns;
-    size_t i;
+    size_t i, n = 0;
     json_array_foreach(list, i, one)
     {
         const json_t *p = json_object_get(json_object_get(one, "pattern"), "Regex");
         if (!p)
             continue; /* ByteLevel */
-        if (!*want || strcmp(json_string_value(p) ? json_string_value(p) : "", *want) != 0)
+        const char *want = split_released(n), *have = json_string_value(p);
+        if (!want || !have || strcmp(have, want) != 0)
             break;
-        want++;
+        n++;
     }
-    if (*want || i < json_array_size(list))
+    if (split_released(n) || i < json_array_size(list))
         return strange(w, "splits text otherwise than the releases; llama.cpp knows their way");
     return 0;
 }
 
 static int put_vocabulary(struct writer *w, const json_t *root)
 {
-    struct token *t;
+    struct listed *t;
     TRY(check_patterns(w, root));
     TRY(mem_alloc(&t, w->a->cfg->vocab, sizeof *t, "a vocabulary", w->err));
     int rc = collect_tokens(w, t, root);
@@ -306,7 +307,7 @@ static int put_settings(struct writer *w, const json_t *root)
     }
     if (!chat)
         chat = json_string_value(json_object_get(root, "chat_template"));
-    return chat ? put_text(w, "tokenizer.chat_template", chat) : 0;
+    return chat ? put_text(w, GGUF_TEMPLATE, chat) : 0;
 }
 
 /* ------------------------------------------------------------------ all */
@@ -329,9 +330,9 @@ static int with_json(struct writer *w, const char *content, const char *file,
 int gguf_metadata(struct bytes *out, uint64_t *n, const struct gguf_about *a, dsv4_err *err)
 {
     struct writer w = {.out = out, .a = a, .err = err};
-    TRY(check_config(a, err));
     TRY(put_model(&w));
-    TRY(with_json(&w, a->tokenizer, "tokenizer.json", put_vocabulary));
+    if (a->tokenizer)
+        TRY(with_json(&w, a->tokenizer, "tokenizer.json", put_vocabulary));
     TRY(with_json(&w, a->settings, "tokenizer_config.json", put_settings));
     *n += w.n;
     return 0;

@@ -172,16 +172,16 @@ bool checkpoint_is_file(const char *checkpoint);
 struct gguf_about {
     const char *name;         /* of the model */
     const struct config *cfg; /* V4 */
-    const char *tokenizer;    /* the text of tokenizer.json */
+    const char *tokenizer;    /* the text of tokenizer.json; NULL: a file without */
     const char *settings;     /* of tokenizer_config.json; NULL: there is none */
     const char *chat;         /* of chat_template.jinja; NULL: there is none */
     const char *where;        /* the directory, for messages */
-    const char *const *patterns;
-    uint32_t file_type; /* llama.cpp's number for what most weights are */
+    uint32_t file_type;       /* llama.cpp's number for what most weights are */
 };
 
-/* Appends keys and values and counts them in *n. DSV4_REFUSED: llama.cpp has no way to say what the config says, or
- * splits text otherwise than this tokenizer. */
+/* Whether llama.cpp runs what the config says. */
+int gguf_says(const struct config *c, const char *where, dsv4_err *err);
+/* Appends keys and values and counts them in *n. DSV4_REFUSED: llama.cpp splits text otherwise than this tokenizer. */
 int gguf_metadata(struct bytes *out, uint64_t *n, const struct gguf_about *a, dsv4_err *err);
 /* "GGUF", version and counts, what a file begins with. */
 int gguf_begin(struct bytes *out, uint64_t tensors, uint64_t keys, dsv4_err *err);
