@@ -89,10 +89,8 @@ static const struct opt rows[] = {
      "begin anew instead of going on where an interrupted conversion stopped"},
 
     {output_group, 0, "to", OPT_CHOICE, "directory|gguf", 0, 0, 1, AT(to), NULL, "directory",
-     "what DESTINATION becomes; gguf: one file that llama.cpp runs, of V4, in types of GGUF with "
-     "the "
-     "same numbers: native, "
-     "q8, q4, mxfp4, bf16"},
+     "what DESTINATION becomes; gguf: a file that llama.cpp runs, of V4, in types native (fp8 as "
+     "BF16), q8, q4, mxfp4, bf16"},
     {output_group, 'n', "dry-run", OPT_FLAG, NULL, 0, 0, 1, AT(dry_run), NULL, NULL,
      "only say what would become of SOURCE"},
     {output_group, 0, "as", OPT_TEXT, "MODEL", 0, 0, 1, AT(as), NULL, NULL,
@@ -135,7 +133,8 @@ static const struct opt_command commands[] = {
      "that does not exist yet or is empty. It appears when it is complete; until then it is called "
      "DESTINATION.partial, and the "
      "same "
-     "command goes on where an interrupted one stopped.\n\n"
+     "command goes on where an interrupted one stopped. With --to gguf it is a file for "
+     "llama.cpp.\n\n"
      "Types: native (as in the source), q8, q4, q4nl, q3, q2, mxfp4, bf16. What no option speaks "
      "of stays "
      "native; docs/quantization.md has sizes and errors.",

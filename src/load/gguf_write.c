@@ -86,7 +86,7 @@ static int put_lists(struct writer *w)
 {
     const struct config *c = w->a->cfg;
     static const char *const clamp[] = {GGUF_CLAMP, GGUF_CLAMP_SHARED};
-    TRY(put_list(w, GGUF_RATIOS, GGUF_U32, c->n_layers));
+    TRY(put_list(w, GGUF_RATIOS, GGUF_I32, c->n_layers));
     TRY(bytes_add(w->out, c->ratio, c->n_layers * sizeof *c->ratio, w->err));
     for (size_t k = 0; k < 2; k++) {
         TRY(put_list(w, clamp[k], GGUF_F32, c->n_layers));
