@@ -152,7 +152,9 @@ for table in F32 F16 BF16 Q8_0 Q4_0 Q2_K Q3_K Q5_K Q6_K IQ2_XXS MXFP4; do
 done
 
 # ------------------------------------------------------------------ written by dsv4-quantize
-Q=$build/dsv4-quantize
+cp -r tests/golden/v4-tiny "$T/source"
+printf '{{ a template }}' >"$T/source/chat_template.jinja"
+printf '{"do_sample": true, "temperature": 0.5}' >"$T/source/generation_config.json"
 compare() { # FILE ERROR TYPES...: with what model.py made of the same directory
     if "$venv/bin/python" -B tests/golden-gguf/compare.py "$1" "$T/tiny.gguf" "$2" "$3" "$4" >"$T/out" 2>"$T/err"; then
         pass
@@ -160,34 +162,34 @@ compare() { # FILE ERROR TYPES...: with what model.py made of the same directory
         fail "$1 is not what it should be"
     fi
 }
-run 0 "$Q" -q --to gguf tests/golden/v4-tiny "$T/written.gguf"
+run 0 "$Q" -q --to gguf "$T/source" "$T/written.gguf"
 compare "$T/written.gguf" 0 MXFP4 BF16
 says out '^[0-9]+ BF16, [0-9]+ F32, 2 I32, 18 MXFP4$'
 same "$T/written.gguf"
-run 0 "$Q" -q --to gguf --tensor '*.ffn.experts.*=q4' --tensor '*.shared_experts.*=q8' tests/golden/v4-tiny "$T/small.gguf"
+run 0 "$Q" -q --to gguf --tensor '*.ffn.experts.*=q4' --tensor '*.shared_experts.*=q8' "$T/source" "$T/small.gguf"
 compare "$T/small.gguf" 0.12 Q4_0 Q8_0
-run 0 "$Q" -q --to gguf --experts q8 --effort fast tests/golden/v4-tiny "$T/eight.gguf"
+run 0 "$Q" -q --to gguf --experts q8 --effort fast "$T/source" "$T/eight.gguf"
 compare "$T/eight.gguf" 0.01 Q8_0 BF16
 # what became of blocks becomes blocks again, and a directory on the way changes nothing
 run 0 "$Q" -q --to gguf "$T/small.gguf" "$T/again.gguf"
 compare "$T/again.gguf" 0.12 Q4_0 Q8_0
-run 0 "$Q" -q tests/golden/v4-tiny "$T/packed"
+run 0 "$Q" -q "$T/source" "$T/packed"
 run 0 "$Q" -q --to gguf "$T/packed" "$T/from-packed.gguf"
 compare "$T/from-packed.gguf" 0 MXFP4 BF16
-run 0 "$Q" --dry-run --to gguf tests/golden/v4-tiny
+run 0 "$Q" --dry-run --to gguf "$T/source"
 says out 'routed experts +e2m1 +MXFP4 +144 '
 says out 'left out +87'
-run 2 "$Q" --to gguf tests/golden/v4-tiny "$T/written.gguf"
+run 2 "$Q" --to gguf "$T/source" "$T/written.gguf"
 says err 'written.gguf exists'
-run 1 "$Q" --to gguf tests/golden/v4-tiny "$T/nowhere/x.gguf"
+run 1 "$Q" --to gguf "$T/source" "$T/nowhere/x.gguf"
 run 3 "$Q" --to gguf tests/golden/v41-tiny "$T/no.gguf"
 says err 'V4.1'
-run 3 "$Q" --to gguf --preset balanced tests/golden/v4-tiny "$T/no.gguf"
+run 3 "$Q" --to gguf --preset balanced "$T/source" "$T/no.gguf"
 says err 'would be q4nl'
 # a file may not grow beyond 1 MB: what is done stays, and the same command goes on
-(ulimit -f 1024 && exec "$Q" --to gguf tests/golden/v4-tiny "$T/full.gguf" >"$T/out" 2>"$T/err")
+(ulimit -f 1024 && exec "$Q" --to gguf "$T/source" "$T/full.gguf" >"$T/out" 2>"$T/err")
 if [ $? -eq 1 ] && [ ! -e "$T/full.gguf" ]; then pass; else fail "a file that cannot be written"; fi
 says err 'model.gguf: cannot .*: File too large'
-run 0 "$Q" -q --to gguf tests/golden/v4-tiny "$T/full.gguf"
+run 0 "$Q" -q --to gguf "$T/source" "$T/full.gguf"
 if cmp -s "$T/written.gguf" "$T/full.gguf" && [ ! -e "$T/full.gguf.partial" ]; then pass; else fail "after a full disk"; fi
 closing_line

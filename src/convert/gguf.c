@@ -260,26 +260,28 @@ static uint32_t file_type(const struct plan *p)
 
 static int add_metadata(const struct plan *p, struct bytes *out, uint64_t *keys, dsv4_err *err)
 {
-    static const char *const file[] = {"tokenizer.json", "tokenizer_config.json",
-                                       "chat_template.jinja"};
+    enum { FILES = 4 };
+    static const char *const file[FILES] = {"tokenizer.json", "tokenizer_config.json",
+                                            "chat_template.jinja", "generation_config.json"};
     const struct source *s = p->source;
     const char *slash = strrchr(s->dir, '/');
-    struct checkpoint_text text[3] = {0};
+    struct checkpoint_text text[FILES] = {0};
     struct config c = *s->cfg;
     c.n_experts = p->pruning ? p->pruning->kept : c.n_experts;
     int rc = 0;
-    for (size_t i = 0; i < 3 && rc == 0 && !s->shapes; i++)
+    for (size_t i = 0; i < FILES && rc == 0 && !s->shapes; i++)
         rc = checkpoint_text(&text[i], s->dir, file[i], i == 0, err);
     struct gguf_about about = {.name = slash && slash[1] ? slash + 1 : s->dir,
                                .cfg = &c,
                                .tokenizer = text[0].text,
                                .settings = text[1].text,
                                .chat = text[2].text,
+                               .generation = text[3].text,
                                .where = s->dir,
                                .file_type = file_type(p)};
     if (rc == 0)
         rc = gguf_metadata(out, keys, &about, err);
-    for (size_t i = 0; i < 3; i++)
+    for (size_t i = 0; i < FILES; i++)
         checkpoint_text_close(&text[i]);
     return rc;
 }

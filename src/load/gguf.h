@@ -102,6 +102,8 @@ void gguf_close(struct gguf_model *m);
 #define GGUF_TYPES        "tokenizer.ggml.token_type"
 #define GGUF_MERGES       "tokenizer.ggml.merges"
 #define GGUF_TEMPERATURE  "general.sampling.temp"
+#define GGUF_TOP_P        "general.sampling.top_p"
+#define GGUF_TOP_K        "general.sampling.top_k"
 #define GGUF_TEMPLATE     "tokenizer.chat_template"
 #define GGUF_MODEL_BPE    "gpt2"
 #define GGUF_PRE_V4 \

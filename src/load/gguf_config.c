@@ -268,8 +268,8 @@ static int fill_generation(json_t *to, const struct gguf *g)
 {
     TRY(put(to, "do_sample", json_true(), g->err));
     TRY(put_number(to, g, "temperature", GGUF_TEMPERATURE, false));
-    TRY(put_number(to, g, "top_p", "general.sampling.top_p", false));
-    return put_number(to, g, "top_k", "general.sampling.top_k", false);
+    TRY(put_number(to, g, "top_p", GGUF_TOP_P, false));
+    return put_number(to, g, "top_k", GGUF_TOP_K, false);
 }
 
 static int put_text(char **out, const struct gguf *g, const char *key)

@@ -310,6 +310,26 @@ static int put_settings(struct writer *w, const json_t *root)
     return chat ? put_text(w, GGUF_TEMPLATE, chat) : 0;
 }
 
+/* ------------------------------------------------------------------ generation_config.json */
+
+static int put_sampling(struct writer *w, const json_t *root)
+{
+    static const char *const real[][2] = {{"temperature", GGUF_TEMPERATURE}, {"top_p", GGUF_TOP_P}};
+    const json_t *k = json_object_get(root, "top_k");
+    if (json_is_false(json_object_get(root, "do_sample")))
+        return 0;
+    for (size_t i = 0; i < 2; i++) {
+        const json_t *v = json_object_get(root, real[i][0]);
+        if (json_is_number(v))
+            TRY(put_f32(w, real[i][1], (float)json_number_value(v)));
+    }
+    if (!json_is_integer(k))
+        return 0;
+    int32_t top_k = (int32_t)json_integer_value(k);
+    TRY(key(w, GGUF_TOP_K, GGUF_I32));
+    return bytes_add(w->out, &top_k, sizeof top_k, w->err);
+}
+
 /* ------------------------------------------------------------------ all */
 
 static int with_json(struct writer *w, const char *content, const char *file,
@@ -334,6 +354,7 @@ int gguf_metadata(struct bytes *out, uint64_t *n, const struct gguf_about *a, ds
     if (a->tokenizer)
         TRY(with_json(&w, a->tokenizer, "tokenizer.json", put_vocabulary));
     TRY(with_json(&w, a->settings, "tokenizer_config.json", put_settings));
+    TRY(with_json(&w, a->generation, "generation_config.json", put_sampling));
     *n += w.n;
     return 0;
 }
