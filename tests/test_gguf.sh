@@ -168,6 +168,9 @@ says out '^[0-9]+ BF16, [0-9]+ F32, 2 I32, 18 MXFP4$'
 same "$T/written.gguf"
 run 0 "$Q" -q --to gguf --tensor '*.ffn.experts.*=q4' --tensor '*.shared_experts.*=q8' "$T/source" "$T/small.gguf"
 compare "$T/small.gguf" 0.12 Q4_0 Q8_0
+run 0 "$Q" --verify "$T/source" "$T/small.gguf"
+says out 'layers.0.ffn.experts.\*.w1 +Q4_0 +8 +[0-9]+ +0.0[0-9]+'
+says out 'layers.2.attn.wq_b +BF16 +1 +[0-9]+ +0 +0 +0'
 run 0 "$Q" -q --to gguf --experts q8 --effort fast "$T/source" "$T/eight.gguf"
 compare "$T/eight.gguf" 0.01 Q8_0 BF16
 # what became of blocks becomes blocks again, and a directory on the way changes nothing
@@ -179,6 +182,12 @@ compare "$T/from-packed.gguf" 0 MXFP4 BF16
 run 0 "$Q" --dry-run --to gguf "$T/source"
 says out 'routed experts +e2m1 +MXFP4 +144 '
 says out 'left out +87'
+run 0 "$Q" --verify "$T/source" "$T/written.gguf"
+says out 'layers.0.ffn.experts.\*.w1 +MXFP4 +8 +[0-9]+ +0 +0 +0'
+cp "$T/written.gguf" "$T/hurt.gguf"
+printf '\125' | dd of="$T/hurt.gguf" bs=1 seek=1000000 conv=notrunc 2>/dev/null
+run 3 "$Q" --verify "$T/source" "$T/hurt.gguf"
+says err 'hurt.gguf: layers.* is not what the source has'
 run 2 "$Q" --to gguf "$T/source" "$T/written.gguf"
 says err 'written.gguf exists'
 run 1 "$Q" --to gguf "$T/source" "$T/nowhere/x.gguf"

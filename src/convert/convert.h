@@ -257,6 +257,9 @@ int plan_identify(struct plan *p, dsv4_err *err);
  * type for. */
 int plan_gguf(struct plan *p, dsv4_err *err);
 
+/* Drafting layers and vision have files of their own in llama.cpp, and layers that route by token id no biases. */
+bool gguf_leaves_out(const struct config *c, const char *name);
+
 /* n elements in another type: what GGUF files have floats of 16 bits and integers of 64 become. False: one does not fit. */
 bool cast_values(uint8_t *out, enum dtype to, const uint8_t *in, enum dtype from, size_t n);
 

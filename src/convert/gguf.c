@@ -113,18 +113,18 @@ bool cast_values(uint8_t *out, enum dtype to, const uint8_t *in, enum dtype from
 
 /* ------------------------------------------------------------------ all of them */
 
-/* Drafting layers and vision have files of their own in llama.cpp, and layers that route by token id no biases.
- * Scales go with their matrix. */
-static bool is_left_out(const struct plan *p, const struct job *j)
+bool gguf_leaves_out(const struct config *c, const char *name)
 {
     unsigned layer;
     int end = 0;
-    if (j->class == CLASS_DRAFT || j->class == CLASS_VISION)
+    enum tensor_class class = tensor_class_of(name);
+    if (class == CLASS_DRAFT || class == CLASS_VISION)
         return true;
-    return sscanf(j->name, "layers.%u.ffn.gate.bias%n", &layer, &end) == 1 && end > 0 &&
-           layer < p->source->cfg->n_hash_layers;
+    return sscanf(name, "layers.%u.ffn.gate.bias%n", &layer, &end) == 1 && end > 0 &&
+           layer < c->n_hash_layers;
 }
 
+/* Goes with its matrix. */
 static bool is_scale(const struct job *j)
 {
     size_t n = strlen(j->name);
@@ -136,7 +136,7 @@ static int set_jobs(struct plan *p, dsv4_err *err)
     size_t kept = 0;
     for (size_t i = 0; i < p->n; i++) {
         struct job *j = &p->job[i];
-        bool out = is_left_out(p, j);
+        bool out = gguf_leaves_out(p->source->cfg, j->name);
         p->left_out += out;
         if (out || is_scale(j))
             continue;

@@ -1,4 +1,5 @@
-/* A converted directory looked at again: its checksums, and every tensor against the source. */
+/* A converted directory looked at again: its checksums, and every tensor against the source; a GGUF file, which has
+ * no checksums: every tensor. */
 #include "convert.h"
 
 #include <jansson.h>
@@ -21,6 +22,7 @@ struct line {
 
 struct verify {
     const struct source *src, *dst;
+    bool file;               /* the destination is a GGUF file */
     struct pruning *pruning; /* what the destination says of itself; or NULL */
     struct pool *pool;
     const dsv4_convert_options *opt;
@@ -228,6 +230,84 @@ static int compare_router(struct verify *v, const struct pair *x, dsv4_err *err)
     return rc;
 }
 
+/* A matrix, or a vector as one of a single row. False: integers. */
+static int any_rows(bool *found, struct wmat *w, const struct source *s, const struct tensor *t,
+                    dsv4_err *err)
+{
+    *found = true;
+    if (t->rank == 2 && t->dtype != DTYPE_I64 && t->dtype != DTYPE_I32)
+        return matrix_find(w, s->store, s->cfg, t->name, 0, 0, err);
+    enum wformat f = t->dtype == DTYPE_F32    ? W_F32
+                     : t->dtype == DTYPE_F16  ? W_F16
+                     : t->dtype == DTYPE_BF16 ? W_BF16
+                                              : N_WFORMATS;
+    *found = t->rank == 1 && f != N_WFORMATS;
+    *w = (struct wmat){.format = f, .rows = 1, .cols = (uint32_t)t->dim[0], .codes = t->data};
+    return 0;
+}
+
+static bool same_integers(const struct tensor *t, const struct tensor *d)
+{
+    if (d->dtype != DTYPE_I32 || (t->dtype != DTYPE_I64 && t->dtype != DTYPE_I32) ||
+        t->bytes / dtype_size(t->dtype) != d->bytes / sizeof(int32_t))
+        return false;
+    for (size_t i = 0; i < d->bytes / sizeof(int32_t); i++) {
+        int32_t narrow;
+        int64_t wide = 0;
+        memcpy(&narrow, d->data + i * sizeof narrow, sizeof narrow);
+        if (t->dtype == DTYPE_I32) {
+            int32_t v;
+            memcpy(&v, t->data + i * sizeof v, sizeof v);
+            wide = v;
+        } else {
+            memcpy(&wide, t->data + i * sizeof wide, sizeof wide);
+        }
+        if (wide != narrow)
+            return false;
+    }
+    return true;
+}
+
+/* Whether a GGUF file has to have the very numbers of the source. */
+static bool keeps_numbers(const struct wmat *src, const struct wmat *dst)
+{
+    if (src->blocks && !block_exact(src->blocks))
+        return false;
+    return dst->format == W_F32 || (src->format == W_E4M3 && dst->format == W_BF16) ||
+           (src->format == dst->format && wtype_of(src) == wtype_of(dst));
+}
+
+/* In a GGUF file everything has a type of its own. */
+static int compare_in_file(struct verify *v, const struct tensor *t, dsv4_err *err)
+{
+    struct rows r = {.v = v};
+    struct found sum;
+    bool floats[2];
+    const struct tensor *d = store_find(v->dst->store, t->name);
+    size_t n = strlen(t->name);
+    if (!d) {
+        bool scale = n > 6 && strcmp(t->name + n - 6, ".scale") == 0;
+        if (!scale && !gguf_leaves_out(v->src->cfg, t->name))
+            damaged(v, t->name, "is missing");
+        return 0;
+    }
+    TRY(any_rows(&floats[0], &r.w[0], v->src, t, err));
+    TRY(any_rows(&floats[1], &r.w[1], v->dst, d, err));
+    if (!floats[0] && same_integers(t, d))
+        return 0;
+    if (!floats[0] || !floats[1] || r.w[0].rows != r.w[1].rows || r.w[0].cols != r.w[1].cols) {
+        damaged(v, t->name, "is not what the source has");
+        return 0;
+    }
+    TRY(compare_on_lanes(&r, &sum, err));
+    if (isnan(sum.error) || (sum.error != 0 && keeps_numbers(&r.w[0], &r.w[1])))
+        damaged(v, t->name, "is not what the source has");
+    char name[MATRIX_NAME];
+    bool matrix = matrix_name(t->name, name, sizeof name);
+    return add(v, matrix ? name : t->name, d->blocks ? block_name(d->blocks) : dtype_name(d->dtype),
+               (uint64_t)r.w[0].rows * r.w[0].cols, &sum, err);
+}
+
 /* How the destination packs a tensor, or the matrix whose scales it is (*scale). */
 static const struct wtype *type_there(const struct verify *v, const char *as, bool *scale)
 {
@@ -246,6 +326,12 @@ static int compare(struct verify *v, const struct tensor *t, dsv4_err *err)
     char renamed[MATRIX_NAME];
     bool scale;
     struct pair x = {.t = t, .as = t->name};
+    if (v->file) {
+        TRY(compare_in_file(v, t, err));
+        release(v->src, t->name);
+        release(v->dst, t->name);
+        return step(v, t->bytes, err);
+    }
     if (v->pruning)
         x.fate = pruning_fate(v->pruning, t->name, &x.layer, renamed);
     if (x.fate == FATE_RENUMBERED)
@@ -342,8 +428,15 @@ static int tell(struct verify *v, char **json, dsv4_err *err)
 static int verify_all(struct verify *v, char **json, dsv4_err *err)
 {
     v->out = json_pack("{s:s, s:[]}", "destination", v->dst->dir, "shards");
-    TRY(check_sums(v, err));
-    if (v->src->store)
+    v->file = checkpoint_is_file(v->dst->dir);
+    if (!v->file)
+        TRY(check_sums(v, err));
+    if (v->src->store && v->file && v->src->cfg->n_experts != v->dst->cfg->n_experts)
+        return err_set(err, DSV4_REFUSED,
+                       "%s has %u experts in a layer, %s %u: which of them stayed is not said in a "
+                       "GGUF file",
+                       v->dst->dir, v->dst->cfg->n_experts, v->src->dir, v->src->cfg->n_experts);
+    if (v->src->store && !v->file)
         TRY(pruning_read(&v->pruning, v->dst, v->src, err));
     v->all = v->src->store ? store_bytes(v->src->store) : 0;
     for (size_t i = 0; v->src->store && i < store_count(v->src->store); i++)
