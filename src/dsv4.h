@@ -434,11 +434,12 @@ typedef enum dsv4_effort {
 /* Zero means the default everywhere. Types: native, q8, q4, q4nl, q3, q2 and others of docs/quantization.md;
  * where several fit a matrix the later field decides. */
 typedef struct dsv4_convert_options {
-    const char *preset;       /* lossless, quality, balanced, small, tiny; default: all native */
-    const char *type;         /* of all large matrices; 2 and 3 bits: of routed experts */
-    const char *experts;      /* of routed experts */
-    const char *dense;        /* of attention and shared experts */
-    const char *head;         /* of the output head */
+    const char *preset;  /* lossless, quality, balanced, small, tiny; default: all native */
+    const char *type;    /* of all large matrices; 2 and 3 bits: of routed experts */
+    const char *experts; /* of routed experts */
+    const char *dense;   /* of attention and shared experts */
+    const char *head;    /* of the output head */
+    const char *engram;  /* of Engram tables: native, fp8, fp4; DSV4_USAGE where there are none */
     const char *rules_file;   /* a rule a line */
     const char *const *rules; /* "PATTERN=TYPE", PATTERN a glob for names without .weight */
     size_t n_rules;

@@ -90,6 +90,24 @@ says out 'layers.3.attn.wq_b +q4nl +1 +[0-9]+ +0.0[4-9]'
 quantize 0 --verify --json "$T/q4nl"
 says out '"damage": *null'
 
+# Engram tables in fp4, and back in fp8, which has all that fp4 has
+quantize 0 -q -t 1 --engram fp4 --shard-size 512K models/nano "$T/engram4"
+quantize 0 -q -t 2 --engram fp4 --shard-size 512K models/nano "$T/engram4b"
+try "Engram tables with one thread" diff -r "$T/engram4" "$T/engram4b"
+quantize 0 --verify models/nano "$T/engram4"
+says out 'layers.1.engram.embed +e2m1 +1 +1.593 million +0.1[0-9]+ '
+quantize 0 -q --engram fp8 "$T/engram4" "$T/engram8"
+quantize 0 --verify "$T/engram4" "$T/engram8"
+says out 'layers.4.engram.embed +e4m3 +1 +1.631 million +0 +0 +0'
+quantize 0 -q --engram fp8 models/nano "$T/same"
+try "fp8 tables stay as they are" diff -r "$T/native" "$T/same"
+"$D" -m "$T/engram4" --greedy "$ask" >"$T/out" 2>"$T/err"
+says out 'Havana'
+quantize 2 --dry-run --engram q4 models/nano
+says err 'there are native, fp8 and fp4'
+quantize 2 --dry-run --engram fp4 --as v4-flash
+says err 'has no Engram tables'
+
 # a bit that fell over, in the file and in what it means
 cp -r "$T/native" "$T/hurt"
 shard=$(ls "$T/hurt/"*.safetensors)

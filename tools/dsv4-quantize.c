@@ -14,7 +14,7 @@ enum { TO_DIRECTORY, TO_GGUF };
 struct values {
     bool help, version, json, quiet, dry_run, verify, allow_nan, restart, covariance;
     const char *preset, *type, *experts, *dense, *head, *rules_file, *importance, *prune, *as,
-        *sensitivities;
+        *sensitivities, *engram;
     struct opt_list rules, texts, sensitivity;
     int effort, to;
     uint32_t threads, context;
@@ -40,6 +40,8 @@ static const struct opt rows[] = {
     {types_group, 0, "dense", OPT_TEXT, TYPE, 0, 0, 1, AT(dense), NULL, NULL,
      "of attention and shared experts"},
     {types_group, 0, "head", OPT_TEXT, TYPE, 0, 0, 1, AT(head), NULL, NULL, "of the output head"},
+    {types_group, 0, "engram", OPT_TEXT, TYPE, 0, 0, 1, AT(engram), NULL, NULL,
+     "of Engram tables (V4.1): native, fp8 as released, or fp4, half of that on the disk"},
     {types_group, 0, "tensor", OPT_LIST, "PATTERN=TYPE", 0, 0, 1, AT(rules), NULL, NULL,
      "of the matrices whose names fit, as in 'layers.[0-2].*=q8'; may be repeated, the last that "
      "fits "
@@ -212,6 +214,7 @@ static dsv4_convert_options convert_options(const struct values *v, struct watch
         .experts = v->experts,
         .dense = v->dense,
         .head = v->head,
+        .engram = v->engram,
         .rules_file = v->rules_file,
         .rules = v->rules.item,
         .n_rules = v->rules.n,

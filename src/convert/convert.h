@@ -63,6 +63,7 @@ struct rule {
 };
 
 struct rules {
+    const struct wtype *engram; /* of Engram tables; NULL: as in the source */
     struct rule *rule;
     size_t n, cap;
     char **owned;
@@ -139,6 +140,7 @@ enum job_kind {
     JOB_PACK,   /* plain rows of the source in the same format, as panels */
     JOB_ENCODE, /* rows as floats, encoded, as panels */
     JOB_FLOATS, /* rows of blocks that are looked up one by one, as F32 */
+    JOB_TABLE,  /* rows that are looked up one by one, encoded as fp8 or fp4, plain */
 };
 
 /* One tensor of the output, or a matrix NAME.weight with its NAME.scale. */
@@ -150,10 +152,12 @@ struct job {
     const struct tensor *from; /* in the source, where experts may have other numbers */
     const struct tensor *to; /* no matrix: dtype and shape of what is written; most often `from` */
     struct wmat
-        in; /* matrices and JOB_FLOATS: the source; .rows, .cols are those of the output, too */
-    const uint32_t *pick;     /* [in.rows] rows of the source that JOB_ENCODE takes; NULL: all */
-    const struct wtype *type; /* matrices: of the output; NULL for copies */
-    bool as_loaded;           /* JOB_ENCODE of blocks: as an engine does that loads the source */
+        in; /* matrices, JOB_FLOATS and JOB_TABLE: the source; .rows, .cols are those of the output, too */
+    const uint32_t *pick;      /* [in.rows] rows of the source that JOB_ENCODE takes; NULL: all */
+    const struct wtype *type;  /* matrices: of the output; NULL for copies */
+    const struct wtype *table; /* JOB_TABLE: what rows become */
+    const struct tensor *to_scale; /* JOB_TABLE: their scales, as `to` has the codes */
+    bool as_loaded;  /* JOB_ENCODE of blocks: as an engine does that loads the source */
     struct wmat out; /* matrices: panels without addresses; rows: code_ld bytes each, no scales */
     enum dtype as;   /* no matrix: what its elements become */
     /* plan_gguf() */
@@ -178,8 +182,8 @@ struct plan {
     const struct source *source;
     struct pruning *pruning; /* not the plan's; or NULL */
     char *names;             /* of renumbered experts */
-    struct tensor *floats;   /* what JOB_FLOATS writes */
-    size_t n_floats;
+    struct tensor *made;     /* what JOB_FLOATS and JOB_TABLE write */
+    size_t n_made;
     uint64_t drafts;   /* tensors of drafting layers that pruning leaves out */
     bool gguf;         /* one shard, a GGUF file */
     uint64_t left_out; /* tensors of the source that such a file has no place for */

@@ -19,7 +19,7 @@ struct encoder_needs encoder_needs(const struct plan *p)
     for (size_t i = 0; i < p->n; i++) {
         const struct job *j = &p->job[i];
         size_t cols = j->in.cols;
-        if (j->kind != JOB_ENCODE)
+        if (j->kind != JOB_ENCODE && j->kind != JOB_TABLE)
             continue;
         n.widest = cols > n.widest ? cols : n.widest;
         if (j->covariance && cols > n.factor[slot_of(j)])

@@ -41,20 +41,22 @@ static int dims(struct bytes *b, const uint64_t *dim, uint32_t rank, dsv4_err *e
 static int entry(struct bytes *b, const struct job *j, int part, dsv4_err *err)
 {
     char name[MATRIX_NAME];
-    const char *dtype = j->type ? "U8" : dtype_name(j->to->dtype);
+    const char *dtype = "U8";
     uint64_t dim[TENSOR_MAX_RANK];
     uint32_t rank = 2;
     snprintf(name, sizeof name, "%s", j->name);
     if (!j->type) {
-        rank = j->to->rank;
-        memcpy(dim, j->to->dim, sizeof dim);
+        const struct tensor *to = part ? j->to_scale : j->to;
+        dtype = dtype_name(to->dtype);
+        rank = to->rank;
+        memcpy(dim, to->dim, sizeof dim);
     } else {
         dim[0] = panel_count(&j->out);
         dim[1] = part ? j->out.scale_ld : j->out.code_ld;
     }
     if (part == 1) {
         scale_name(j->name, name, sizeof name);
-        if (j->type->format != W_E4M3) { /* there one scale serves 16 rows */
+        if (j->type && j->type->format != W_E4M3) { /* there one scale serves 16 rows */
             rank = 3;
             dim[1] = j->out.cols / GROUP;
             dim[2] = PANEL;
@@ -106,6 +108,7 @@ static void set_sizes(struct job *j)
     j->bytes[1] = 0;
     if (!j->type) {
         j->bytes[0] = j->to->bytes;
+        j->bytes[1] = j->to_scale ? j->to_scale->bytes : 0;
         return;
     }
     uint64_t panels = panel_count(&j->out);

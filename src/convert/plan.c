@@ -138,7 +138,7 @@ static bool belongs_to(const struct plan *p, const struct source *s, const struc
         size_t mid = lo + (hi - lo) / 2;
         int c = strcmp(p->job[mid].name, name);
         if (c == 0)
-            return p->job[mid].type != NULL;
+            return p->job[mid].type != NULL || p->job[mid].kind == JOB_TABLE;
         if (c < 0)
             lo = mid + 1;
         else
@@ -150,7 +150,7 @@ static bool belongs_to(const struct plan *p, const struct source *s, const struc
 static int add_floats(struct plan *p, const struct source *s, const struct tensor *t, dsv4_err *err)
 {
     struct job *j = &p->job[p->n];
-    struct tensor *to = &p->floats[p->n_floats];
+    struct tensor *to = &p->made[p->n_made];
     TRY(matrix_find(&j->in, s->store, s->cfg, t->name, 0, 0, err));
     *to = *t;
     to->dtype = DTYPE_F32;
@@ -159,7 +159,43 @@ static int add_floats(struct plan *p, const struct source *s, const struct tenso
     j->kind = JOB_FLOATS;
     j->to = to;
     j->as = to->dtype;
-    p->n_floats++;
+    p->n_made++;
+    p->n++;
+    return 0;
+}
+
+static bool is_table(const struct tensor *t)
+{
+    char name[MATRIX_NAME];
+    return tensor_class_of(t->name) == CLASS_ENGRAM_TABLE && t->rank == 2 &&
+           matrix_name(t->name, name, sizeof name);
+}
+
+/* An Engram table in another type, stored as a release would store it; nothing is added where it has that already. */
+static int add_table(struct plan *p, const struct source *s, const struct wtype *type,
+                     const struct tensor *t, dsv4_err *err)
+{
+    struct job *j = &p->job[p->n];
+    struct tensor *to = &p->made[p->n_made], *scale = to + 1;
+    TRY(matrix_find(&j->in, s->store, s->cfg, t->name, 0, 0, err));
+    if (j->in.format == type->format)
+        return 0;
+    if (j->in.cols % GROUP != 0)
+        return tensor_refuse(t, "rows of a multiple of 32 columns, which --engram needs", err);
+    bool fp4 = type->format == W_E2M1;
+    *to = *scale = *t;
+    to->dtype = fp4 ? DTYPE_I8 : DTYPE_E4M3;
+    to->dim[1] = wformat_row_bytes(type->format, j->in.cols);
+    scale->dtype = DTYPE_E8M0;
+    scale->dim[1] = j->in.cols / GROUP;
+    to->bytes = to->dim[0] * to->dim[1];
+    scale->bytes = scale->dim[0] * scale->dim[1];
+    j->kind = JOB_TABLE;
+    j->table = type;
+    j->to = to;
+    j->to_scale = scale;
+    j->as = to->dtype;
+    p->n_made += 2;
     p->n++;
     return 0;
 }
@@ -181,6 +217,12 @@ static int add_tensor(struct plan *p, const struct source *s, struct rules *r,
     if (is_matrix(s, t, j->class)) {
         size_t before = p->n;
         TRY(add_matrix(p, s, r, t, j, err));
+        if (p->n > before)
+            return 0;
+    }
+    if (r->engram && is_table(t)) {
+        size_t before = p->n;
+        TRY(add_table(p, s, r->engram, t, err));
         if (p->n > before)
             return 0;
     }
@@ -263,13 +305,17 @@ int convert_plan(struct plan *p, const struct source *s, struct rules *r, struct
 {
     size_t n = store_count(s->store), kept = 0;
     *p = (struct plan){.source = s, .pruning = pruning, .source_bytes = store_bytes(s->store)};
-    size_t floats = 0;
+    size_t made = 0, tables = 0;
     for (size_t i = 0; i < n; i++) {
         const struct tensor *t = store_at(s->store, i);
-        floats += t->blocks && !is_matrix(s, t, tensor_class_of(t->name));
+        tables += is_table(t);
+        made += t->blocks && !is_matrix(s, t, tensor_class_of(t->name));
     }
+    if (r->engram && tables == 0)
+        return err_set(err, DSV4_USAGE, "--engram: %s has no Engram tables", s->dir);
+    made += r->engram ? 2 * tables : 0;
     TRY(mem_alloc(&p->job, n, sizeof *p->job, "a plan", err));
-    int rc = mem_alloc(&p->floats, floats, sizeof *p->floats, "a plan", err);
+    int rc = mem_alloc(&p->made, made, sizeof *p->made, "a plan", err);
     for (size_t i = 0; i < n && rc == 0; i++)
         rc = add_tensor(p, s, r, store_at(s->store, i), err);
     for (size_t i = 0; i < r->n && rc == 0; i++)
@@ -301,7 +347,7 @@ void convert_plan_close(struct plan *p)
     free(p->shard);
     free(p->config);
     free(p->names);
-    free(p->floats);
+    free(p->made);
     free(p->job);
     *p = (struct plan){0};
 }
@@ -320,6 +366,8 @@ static const char *output_type(const struct job *j)
 {
     if (j->type)
         return j->blocks ? block_name(j->blocks) : j->type->name;
+    if (j->table)
+        return j->table->name;
     return j->to == j->from && j->as == j->from->dtype ? "as it is" : dtype_name(j->as);
 }
 
@@ -334,7 +382,7 @@ static uint64_t bytes_before(const struct plan *p, const struct job *j)
 {
     char name[MATRIX_NAME];
     const struct tensor *s = NULL;
-    if (j->type && scale_name(j->from->name, name, sizeof name))
+    if ((j->type || j->table) && scale_name(j->from->name, name, sizeof name))
         s = store_find(p->source->store, name);
     return j->from->bytes + (s ? s->bytes : 0);
 }

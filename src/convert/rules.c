@@ -135,6 +135,22 @@ static int add_file(struct rules *r, const char *path, dsv4_err *err)
     return rc;
 }
 
+/* Rows of Engram tables are looked up one by one and lie as a release has them: fp8, or fp4 like its experts. */
+static int set_engram(struct rules *r, const char *name, dsv4_err *err)
+{
+    const struct wtype *t = strcmp(name, "fp8") == 0   ? wtype_named("e4m3")
+                            : strcmp(name, "fp4") == 0 ? wtype_named("e2m1")
+                                                       : NULL;
+    if (!t && strcmp(name, "native") != 0)
+        return err_set(
+            err, DSV4_USAGE,
+            "--engram: \"%.40s\"; there are native, fp8 and fp4: rows of Engram tables are "
+            "looked up one by one, so they cannot be packed",
+            name);
+    r->engram = t;
+    return 0;
+}
+
 static int add_all(struct rules *r, const dsv4_convert_options *o, dsv4_err *err)
 {
     if (o->preset)
@@ -144,6 +160,8 @@ static int add_all(struct rules *r, const dsv4_convert_options *o, dsv4_err *err
     TRY(add_class(r, BIT(CLASS_EXPERTS), o->experts, false, "--experts", err));
     TRY(add_class(r, DENSE, o->dense, false, "--dense", err));
     TRY(add_class(r, BIT(CLASS_HEAD), o->head, false, "--head", err));
+    if (o->engram)
+        TRY(set_engram(r, o->engram, err));
     if (o->rules_file)
         TRY(add_file(r, o->rules_file, err));
     for (size_t i = 0; i < o->n_rules; i++)

@@ -61,15 +61,15 @@ static size_t panels_a_piece(const struct job *j)
     return STEP > panel_codes(j) ? (size_t)(STEP / panel_codes(j)) : 1;
 }
 
-/* Bytes of a row of JOB_FLOATS. */
-static size_t float_row(const struct job *j)
+/* Bytes of a row of JOB_FLOATS or of the codes of JOB_TABLE. */
+static size_t row_of(const struct job *j)
 {
-    return (size_t)j->in.cols * sizeof(float);
+    return wformat_row_bytes(j->table ? j->table->format : W_F32, j->in.cols);
 }
 
 static size_t rows_a_piece(const struct job *j)
 {
-    return STEP > float_row(j) ? (size_t)(STEP / float_row(j)) : 1;
+    return STEP > row_of(j) ? (size_t)(STEP / row_of(j)) : 1;
 }
 
 static uint64_t pieces_of(const struct job *j)
@@ -78,7 +78,7 @@ static uint64_t pieces_of(const struct job *j)
         return ceil_div(panel_count(&j->out), panels_a_piece(j));
     if (j->kind == JOB_ROUTER)
         return 1;
-    if (j->kind == JOB_FLOATS)
+    if (j->kind == JOB_FLOATS || j->kind == JOB_TABLE)
         return ceil_div(j->in.rows, rows_a_piece(j));
     return ceil_div(j->bytes[0], STEP) + ceil_div(j->bytes[1], STEP);
 }
@@ -364,7 +364,7 @@ static int panels_piece(struct run *r, struct desk *d, const struct job *j, uint
 static int floats_piece(struct run *r, struct desk *d, const struct job *j, uint64_t piece,
                         dsv4_err *err)
 {
-    size_t each = rows_a_piece(j), first = (size_t)piece * each, row = float_row(j);
+    size_t each = rows_a_piece(j), first = (size_t)piece * each, row = row_of(j);
     size_t n = j->in.rows - first < each ? j->in.rows - first : each;
     for (size_t i = 0; i < n; i++)
         source_row(r->plan->source, &j->in, first + i, (float *)(void *)(d->codes + i * row));
@@ -372,6 +372,24 @@ static int floats_piece(struct run *r, struct desk *d, const struct job *j, uint
     TRY(output_write(r->out, file_at(r, j->at[0] + first * row), d->codes, n * row, err));
     rows_done(r, j, first, first + n);
     atomic_fetch_add(&r->done, n * row);
+    return 0;
+}
+
+static int table_piece(struct run *r, struct desk *d, const struct job *j, uint64_t piece,
+                       dsv4_err *err)
+{
+    size_t each = rows_a_piece(j), first = (size_t)piece * each, row = row_of(j);
+    size_t n = j->in.rows - first < each ? j->in.rows - first : each, scales = j->in.cols / GROUP;
+    for (size_t i = 0; i < n; i++) {
+        TRY(read_row(r, d, j, first + i, 0, err));
+        encode_row(d->codes + i * row, d->scales + i * scales, j->table, d->encoder.rows,
+                   j->in.cols, NULL,
+                   r->opt->effort == DSV4_EFFORT_ABSMAX ? EFFORT_ABSMAX : EFFORT_SEARCH);
+    }
+    TRY(output_write(r->out, file_at(r, j->at[0] + first * row), d->codes, n * row, err));
+    TRY(output_write(r->out, file_at(r, j->at[1] + first * scales), d->scales, n * scales, err));
+    rows_done(r, j, first, first + n);
+    atomic_fetch_add(&r->done, n * (row + scales));
     return 0;
 }
 
@@ -394,6 +412,8 @@ static int make_piece(struct run *r, struct desk *d, uint64_t piece, dsv4_err *e
         return router_piece(r, d, j, err);
     if (j->kind == JOB_FLOATS)
         return floats_piece(r, d, j, piece, err);
+    if (j->kind == JOB_TABLE)
+        return table_piece(r, d, j, piece, err);
     return by_panels(j) ? panels_piece(r, d, j, piece, err) : copy_numbered(r, d, j, piece, err);
 }
 
@@ -496,8 +516,10 @@ static struct needs needs_of(const struct plan *p)
             raise(&n.codes, (size_t)j->to->bytes);
             raise(&n.plain, (size_t)j->bytes[0]);
         }
-        if (j->kind == JOB_FLOATS)
-            raise(&n.codes, rows_a_piece(j) * float_row(j));
+        if (j->kind == JOB_FLOATS || j->kind == JOB_TABLE)
+            raise(&n.codes, rows_a_piece(j) * row_of(j));
+        if (j->kind == JOB_TABLE)
+            raise(&n.scales, rows_a_piece(j) * (j->in.cols / GROUP));
         if (!by_panels(j))
             continue;
         raise(&n.codes, panels_a_piece(j) * panel_codes(j));

@@ -321,6 +321,21 @@ static const struct wtype *type_there(const struct verify *v, const char *as, bo
     return packing_type(v->dst->cfg->packing, name);
 }
 
+/* What rows of an Engram table became, or of that whose scales `as` is; NULL: they are as they were. */
+static const struct wtype *table_there(const struct verify *v, const struct tensor *t,
+                                       const char *as, bool scale)
+{
+    char name[MATRIX_NAME];
+    if (tensor_class_of(t->name) != CLASS_ENGRAM_TABLE || strlen(as) + 2 > sizeof name)
+        return NULL;
+    snprintf(name, sizeof name, "%.*s%s", (int)(strlen(as) - (scale ? 6 : 0)), as,
+             scale ? ".weight" : "");
+    const struct tensor *a = store_find(v->src->store, name), *b = store_find(v->dst->store, name);
+    if (!a || !b || a->dtype == b->dtype)
+        return NULL;
+    return wtype_named(b->dtype == DTYPE_I8 ? "e2m1" : "e4m3");
+}
+
 static int compare(struct verify *v, const struct tensor *t, dsv4_err *err)
 {
     char renamed[MATRIX_NAME];
@@ -337,6 +352,8 @@ static int compare(struct verify *v, const struct tensor *t, dsv4_err *err)
     if (x.fate == FATE_RENUMBERED)
         x.as = renamed;
     x.type = type_there(v, x.as, &scale);
+    if (!x.type)
+        x.type = table_there(v, t, x.as, scale);
     if (x.fate == FATE_GOES || (scale && x.type)) /* packed scales: with their matrix */
         return step(v, t->bytes, err);
     if (x.type)
