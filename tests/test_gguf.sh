@@ -5,7 +5,7 @@
 set -u
 build=${BUILD:-build/release}
 D=$build/dsv4
-venv=build/venv/gguf
+venv=build/venv/gguf-jinja
 skip()
 {
     echo "SKIP GGUF files against directories: $1"
@@ -17,7 +17,7 @@ if ! [ -e "$venv/complete" ]; then
     rm -rf "$venv"
     "${PYTHON:-python3}" -m venv "$venv" >/dev/null 2>&1 || skip "python3 has no venv module"
     "$venv/bin/pip" install --quiet --disable-pip-version-check --retries 1 --timeout 20 \
-        gguf==0.19.0 >"$venv/log" 2>&1 || skip "PyPI gives no gguf==0.19.0 (see $venv/log)"
+        gguf==0.19.0 jinja2==3.1.6 >"$venv/log" 2>&1 || skip "PyPI gives no gguf or jinja2 (see $venv/log)"
     touch "$venv/complete"
 fi
 T=$(mktemp -d) || exit 1
@@ -171,6 +171,9 @@ compare "$T/small.gguf" 0.12 Q4_0 Q8_0
 run 0 "$Q" --verify "$T/source" "$T/small.gguf"
 says out 'layers.0.ffn.experts.\*.w1 +Q4_0 +8 +[0-9]+ +0.0[0-9]+'
 says out 'layers.2.attn.wq_b +BF16 +1 +[0-9]+ +0 +0 +0'
+run 0 "$Q" -q --to gguf tests/golden/v4-tiny "$T/own.gguf"
+run 0 "$venv/bin/python" -B tests/golden-gguf/chat.py "$T/own.gguf" tests/golden/chat/encode_v4.json
+says out '^[0-9][0-9]'
 run 0 "$Q" -q --to gguf --experts q8 --effort fast "$T/source" "$T/eight.gguf"
 compare "$T/eight.gguf" 0.01 Q8_0 BF16
 # what became of blocks becomes blocks again, and a directory on the way changes nothing

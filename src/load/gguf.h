@@ -124,6 +124,10 @@ struct gguf_number {
 extern const struct gguf_number gguf_numbers[];
 extern const size_t gguf_n_numbers;
 
+/* ------------------------------------------------------------------ gguf_chat.c */
+
+extern const char gguf_chat_template[];
+
 /* ------------------------------------------------------------------ gguf_names.c */
 
 enum { GGUF_VERSION = 3 };

@@ -307,7 +307,7 @@ static int put_settings(struct writer *w, const json_t *root)
     }
     if (!chat)
         chat = json_string_value(json_object_get(root, "chat_template"));
-    return chat ? put_text(w, GGUF_TEMPLATE, chat) : 0;
+    return put_text(w, GGUF_TEMPLATE, chat ? chat : gguf_chat_template);
 }
 
 /* ------------------------------------------------------------------ generation_config.json */

@@ -174,7 +174,7 @@ struct gguf_about {
     const struct config *cfg; /* V4 */
     const char *tokenizer;    /* the text of tokenizer.json; NULL: a file without */
     const char *settings;     /* of tokenizer_config.json; NULL: there is none */
-    const char *chat;         /* of chat_template.jinja; NULL: there is none */
+    const char *chat;         /* of chat_template.jinja; NULL: one of ours */
     const char *generation;   /* of generation_config.json; NULL: there is none */
     const char *where;        /* the directory, for messages */
     uint32_t file_type;       /* llama.cpp's number for what most weights are */
