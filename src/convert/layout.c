@@ -252,19 +252,25 @@ static bool put_types(const struct plan *p, json_t *types, json_t *rows, struct 
     return true;
 }
 
+static json_t *table_list(const struct wtype *t)
+{
+    json_t *list = json_array();
+    for (size_t k = 0; k < wformat_table(t->format); k++)
+        if (json_array_append_new(list, json_integer(t->table[k])) != 0) {
+            json_decref(list);
+            return NULL;
+        }
+    return list;
+}
+
 /* The values of every table that is used. */
 static bool put_tables(const struct plan *p, json_t *tables)
 {
     for (size_t i = 0; i < p->n; i++) {
         const struct wtype *t = p->job[i].type;
-        size_t n = t ? wformat_table(t->format) : 0;
-        if (n == 0 || json_object_get(tables, t->name))
+        if (!t || wformat_table(t->format) == 0 || json_object_get(tables, t->name))
             continue;
-        json_t *list = json_array();
-        for (size_t k = 0; k < n; k++)
-            if (json_array_append_new(list, json_integer(t->table[k])) != 0)
-                return false;
-        if (json_object_set_new(tables, t->name, list) != 0)
+        if (json_object_set_new(tables, t->name, table_list(t)) != 0)
             return false;
     }
     return true;
