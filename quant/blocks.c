@@ -330,7 +330,7 @@ void block_encode_span(uint8_t *codes, uint8_t *scales, const struct wmat *w, si
     if (!t->recode) {
         float x[SPAN];
         block_decode(t, x, b, cols);
-        encode_row(codes, scales, wtype_of(w), x, cols, NULL, EFFORT_ABSMAX);
+        encode_row(NULL, codes, scales, wtype_of(w), x, cols, NULL, EFFORT_ABSMAX);
         return;
     }
     for (size_t c = 0; c < cols; c += GROUP, b += t->bytes) {

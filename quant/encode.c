@@ -28,20 +28,31 @@ static void store_small(uint8_t *codes, const uint8_t *code, size_t bytes)
         }
 }
 
-void group_store(uint8_t *codes, const struct wtype *t, size_t column, const uint8_t *code)
+/* Columns 0, 2, 4, 6, 1, 3, 5, 7 of every eight. */
+static void store_octets(uint8_t *restrict codes, const uint8_t *restrict code)
 {
-    if (t->format == W_Q8) {
-        for (size_t i = 0; i < GROUP; i++)
-            codes[column + octet_place(i)] = (uint8_t)(code[i] - 127);
-        return;
-    }
-    codes += wformat_row_bytes(t->format, column);
-    if (t->format != W_Q4) {
-        store_small(codes, code, wformat_row_bytes(t->format, GROUP));
-        return;
-    }
+    for (size_t i = 0; i < GROUP; i += 8)
+        for (size_t k = 0; k < 4; k++) {
+            codes[i + k] = (uint8_t)(code[i + 2 * k] - 127);
+            codes[i + 4 + k] = (uint8_t)(code[i + 2 * k + 1] - 127);
+        }
+}
+
+static void store_nibbles(uint8_t *restrict codes, const uint8_t *restrict code)
+{
     for (size_t i = 0; i < GROUP / 2; i++)
         codes[i] = (uint8_t)(code[2 * i] | code[2 * i + 1] << 4);
+}
+
+void group_store(uint8_t *codes, const struct wtype *t, size_t column, const uint8_t *code)
+{
+    codes += wformat_row_bytes(t->format, column);
+    if (t->format == W_Q8)
+        store_octets(codes, code);
+    else if (t->format == W_Q4)
+        store_nibbles(codes, code);
+    else
+        store_small(codes, code, wformat_row_bytes(t->format, GROUP));
 }
 
 /* ------------------------------------------------------------------ formats with e8m0 scales */
@@ -105,22 +116,45 @@ static void float_group(uint8_t *codes, uint8_t *scale, enum wformat f, const fl
 
 /* ------------------------------------------------------------------ rows */
 
-static void table_row(uint8_t *codes, uint8_t *scales, const struct wtype *t, const float *x,
-                      size_t cols, const float *importance, enum effort effort)
+/* n groups in a row -> side by side, one behind the other; those that are missing repeat the last. */
+static void beside(struct side *restrict out, const float *restrict x, size_t n)
 {
-    struct levels l;
-    uint8_t code[GROUP];
-    levels_of(&l, t);
-    for (size_t c = 0; c < cols; c += GROUP) {
-        uint16_t s = group_scale(&l, x + c, importance ? importance + c : alike, effort);
-        put_half(scales + c / GROUP * 2, s);
-        group_codes(code, &l, x + c, f16_value(s));
-        group_store(codes, t, c, code);
+    for (size_t j = 0; j < PANEL; j++) {
+        const float *from = x + (j < n ? j : n - 1) * GROUP;
+        for (size_t i = 0; i < GROUP; i++)
+            out[i].at[j] = from[i];
     }
 }
 
-void encode_row(uint8_t *codes, uint8_t *scales, const struct wtype *t, const float *x, size_t cols,
-                const float *importance, enum effort effort)
+static void table_row(const struct kernels *k, uint8_t *codes, uint8_t *scales,
+                      const struct wtype *t, const float *x, size_t cols, const float *importance,
+                      enum effort effort)
+{
+    struct grid l;
+    struct side xs[GROUP], ws[GROUP];
+    uint16_t s[PANEL];
+    uint8_t code[GROUP];
+    levels_of(&l, t);
+    for (size_t i = 0; i < GROUP; i++)
+        for (size_t j = 0; j < PANEL; j++)
+            ws[i].at[j] = 1;
+    for (size_t c = 0; c < cols; c += PANEL * GROUP) {
+        size_t n = (cols - c) / GROUP < PANEL ? (cols - c) / GROUP : PANEL;
+        beside(xs, x + c, n);
+        if (importance)
+            beside(ws, importance + c, n);
+        group_scales(k, s, &l, xs, ws, effort);
+        for (size_t j = 0; j < n; j++) {
+            size_t at = c + j * GROUP;
+            put_half(scales + at / GROUP * 2, s[j]);
+            group_codes(code, &l, x + at, f16_value(s[j]));
+            group_store(codes, t, at, code);
+        }
+    }
+}
+
+void encode_row(const struct kernels *k, uint8_t *codes, uint8_t *scales, const struct wtype *t,
+                const float *x, size_t cols, const float *importance, enum effort effort)
 {
     switch (t->format) {
     case W_F32: memcpy(codes, x, cols * sizeof *x); return;
@@ -138,6 +172,6 @@ void encode_row(uint8_t *codes, uint8_t *scales, const struct wtype *t, const fl
             float_group(codes + wformat_row_bytes(t->format, c), scales + c / GROUP, t->format,
                         x + c, importance ? importance + c : alike, effort);
         return;
-    default: table_row(codes, scales, t, x, cols, importance, effort);
+    default: table_row(k, codes, scales, t, x, cols, importance, effort);
     }
 }

@@ -5,7 +5,7 @@ void encode_error(struct encode_error *sum, const struct kernels *k, const struc
                   const float *x, size_t cols, const float *importance, uint8_t *codes,
                   uint8_t *scales, float *back)
 {
-    encode_row(codes, scales, t, x, cols, importance, EFFORT_SEARCH);
+    encode_row(k, codes, scales, t, x, cols, importance, EFFORT_SEARCH);
     const struct wmat w = {.format = t->format,
                            .rows = 1,
                            .cols = (uint32_t)cols,

@@ -53,12 +53,9 @@ void feedback_factor(float *h, size_t n, float damping)
     }
 }
 
-/* Rows lie side by side: [column][PANEL]. */
-struct side {
-    float at[PANEL];
-};
-
-/* v += sum over k0 <= k < k1 of error_k U_kj */
+/* Rows lie side by side: [column][PANEL].
+ *
+ * v += sum over k0 <= k < k1 of error_k U_kj */
 static void carry(struct side *restrict v, const struct side *restrict error,
                   const float *restrict u, size_t k0, size_t k1)
 {
@@ -69,29 +66,29 @@ static void carry(struct side *restrict v, const struct side *restrict error,
     *v = sum;
 }
 
-void encode_feedback(uint8_t *codes, size_t code_ld, uint8_t *scales, size_t scale_ld,
-                     const struct wtype *t, const float *x, size_t ldx, size_t rows, size_t cols,
-                     const float *factor, float *tmp)
+void encode_feedback(const struct kernels *k, uint8_t *codes, size_t code_ld, uint8_t *scales,
+                     size_t scale_ld, const struct wtype *t, const float *x, size_t ldx,
+                     size_t rows, size_t cols, const float *factor, float *tmp)
 {
-    struct levels l;
-    struct side *error = (struct side *)tmp, v[GROUP];
-    float weight[GROUP], one[GROUP], scale[PANEL] = {0};
+    struct grid l;
+    struct side *error = (struct side *)tmp, v[GROUP], weight[GROUP];
+    uint16_t half[PANEL];
+    float scale[PANEL] = {0};
     uint8_t code[PANEL][GROUP];
     levels_of(&l, t);
     for (size_t c = 0; c < cols; c += GROUP) {
         for (size_t i = 0; i < GROUP; i++) {
             const float *u = factor + (c + i) * cols;
-            weight[i] = u[c + i];
-            for (size_t r = 0; r < PANEL; r++)
+            for (size_t r = 0; r < PANEL; r++) {
+                weight[i].at[r] = u[c + i];
                 v[i].at[r] = r < rows ? x[r * ldx + c + i] : 0;
+            }
             carry(&v[i], error, u, 0, c);
         }
+        group_scales(k, half, &l, v, weight, EFFORT_SEARCH);
         for (size_t r = 0; r < rows; r++) {
-            for (size_t i = 0; i < GROUP; i++)
-                one[i] = v[i].at[r];
-            uint16_t s = group_scale(&l, one, weight, EFFORT_SEARCH);
-            memcpy(scales + r * scale_ld + c / GROUP * 2, &s, sizeof s);
-            scale[r] = f16_value(s);
+            memcpy(scales + r * scale_ld + c / GROUP * 2, &half[r], sizeof half[r]);
+            scale[r] = f16_value(half[r]);
         }
         for (size_t i = 0; i < GROUP; i++) {
             carry(&v[i], error, factor + (c + i) * cols, c, c + i);

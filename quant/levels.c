@@ -1,26 +1,27 @@
-/* The scale of a group of 32 weights, and their codes.
+/* The scales of groups of 32 weights, and their codes.
  *
  * For given codes q the best scale of sum w (x - s q)^2 is s = sum w x q / sum w q^2, and what it takes from
  * sum w x^2 is (sum w x q)^2 / sum w q^2. So a search needs only scales to try that lead to different codes:
  * the largest magnitude is put on either end of the levels, or somewhat inside or outside of it.
- * Loops are written over eight lanes, so that compilers make vectors of them without reordering sums. */
+ * PANEL groups are searched side by side, with no branch that depends on them; the kernel that they share (fit) has the
+ * same bits on every machine, and so have scales. */
 #include "encode.h"
 
 #include "simd/codes.h"
 
 #include <math.h>
 
-enum { LANES = 8 };
-
-void levels_of(struct levels *l, const struct wtype *t)
+void levels_of(struct grid *l, const struct wtype *t)
 {
-    *l = (struct levels){.even = true, .low = -127, .high = 127};
-    l->n = (int)wformat_table(t->format);
-    if (l->n == 0)
+    *l = (struct grid){.low = -127, .high = 127};
+    int n = (int)wformat_table(t->format);
+    if (n == 0)
         return;
     l->low = t->table[0];
-    l->high = t->table[l->n - 1];
-    l->even = t->table[l->n - 1] - t->table[0] == l->n - 1;
+    l->high = t->table[n - 1];
+    if (t->table[n - 1] - t->table[0] == n - 1)
+        return;
+    l->n = n;
     for (int i = 0; i < l->n; i++)
         l->value[i] = t->table[i];
     for (int i = 0; i + 1 < l->n; i++)
@@ -39,30 +40,9 @@ static inline float clamp(float x, float low, float high)
     return x > high ? high : x;
 }
 
-void levels_round(float *restrict value, const struct levels *l, const float *restrict x,
-                  float inverse)
+uint8_t levels_code(const struct grid *l, float x)
 {
-    if (l->even) {
-        float low = l->low, high = l->high;
-        for (int i = 0; i < GROUP; i++)
-            value[i] = whole(clamp(x[i] * inverse, low, high));
-        return;
-    }
-    float y[GROUP];
-    for (int i = 0; i < GROUP; i++) {
-        y[i] = x[i] * inverse;
-        value[i] = l->value[0];
-    }
-    for (int k = 0; k + 1 < l->n; k++) {
-        float middle = l->middle[k], next = l->value[k + 1];
-        for (int i = 0; i < GROUP; i++)
-            value[i] = y[i] > middle ? next : value[i];
-    }
-}
-
-uint8_t levels_code(const struct levels *l, float x)
-{
-    if (l->even)
+    if (l->n == 0)
         return (uint8_t)(whole(clamp(x, l->low, l->high)) - l->low);
     int code = 0;
     for (int k = 0; k + 1 < l->n; k++)
@@ -70,116 +50,158 @@ uint8_t levels_code(const struct levels *l, float x)
     return (uint8_t)code;
 }
 
-void group_codes(uint8_t *restrict code, const struct levels *l, const float *restrict x,
-                 float scale)
+void group_codes(uint8_t *restrict code, const struct grid *l, const float *restrict x, float scale)
 {
-    float inverse = scale == 0 ? 0 : 1 / scale;
-    if (l->even) {
-        float v[GROUP], low = l->low;
-        levels_round(v, l, x, inverse);
+    const float inverse = scale == 0 ? 0 : 1 / scale, low = l->low, high = l->high;
+    float y[GROUP], at[GROUP] = {0};
+    for (int i = 0; i < GROUP; i++)
+        y[i] = x[i] * inverse;
+    if (l->n == 0)
         for (int i = 0; i < GROUP; i++)
-            code[i] = (uint8_t)(int)(v[i] - low);
-        return;
+            at[i] = whole(clamp(y[i], low, high)) - low;
+    for (int k = 0; k + 1 < l->n; k++) {
+        const float middle = l->middle[k];
+        for (int i = 0; i < GROUP; i++)
+            at[i] += y[i] > middle ? 1.0f : 0.0f;
     }
     for (int i = 0; i < GROUP; i++)
-        code[i] = 0;
-    for (int k = 0; k + 1 < l->n; k++) {
-        float middle = l->middle[k];
-        for (int i = 0; i < GROUP; i++)
-            code[i] = (uint8_t)(code[i] + (x[i] * inverse > middle));
+        code[i] = (uint8_t)(int)at[i];
+}
+
+/* ------------------------------------------------------------------ how well scales fit */
+
+/* What all trials of PANEL groups share. */
+struct trial {
+    const struct kernels *k;
+    const struct grid *l;
+    const struct side *x, *w; /* [GROUP] */
+};
+
+/* sum w x q and sum w q^2 for the nearest levels at the scales 1 / inverse. */
+struct fit {
+    struct side xq, qq;
+};
+
+static void fit_at(struct fit *f, const struct trial *t, const struct side *inverse)
+{
+    t->k->fit(f->xq.at, f->qq.at, t->x->at, t->w->at, inverse->at, t->l);
+}
+
+#define TINY 0x1p-100f /* no f16 is a scale for so little */
+
+/* The best scales up to now, and what they take from the errors. */
+struct best {
+    struct side gain, scale;
+};
+
+/* Takes the scale that the codes at 1 / inverse would like best, where it is better. */
+static void try_at(struct best *b, const struct trial *t, const struct side *inverse)
+{
+    struct fit f;
+    fit_at(&f, t, inverse);
+    for (int j = 0; j < PANEL; j++) {
+        float scale = f.qq.at[j] > 0 ? f.xq.at[j] / f.qq.at[j] : 0, gain = f.xq.at[j] * scale;
+        bool better = gain > b->gain.at[j];
+        b->gain.at[j] = better ? gain : b->gain.at[j];
+        b->scale.at[j] = better ? scale : b->scale.at[j];
     }
 }
 
-static inline float fold(const float *a)
+static inline float inverse_of(float scale)
 {
-    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
+    return fabsf(scale) < TINY ? 0 : 1 / scale;
 }
 
-/* sum w x q and sum w q^2 for the nearest levels at a scale. */
-struct fit {
-    float xq, qq;
-};
-
-static struct fit fit_at(const struct levels *l, const float *x, const float *w, const float *wx,
-                         float inverse)
+/* sum w (x - s q)^2 - sum w x^2 at scales as they are stored. */
+static void error_at(struct side *error, const struct trial *t, const uint16_t *scale)
 {
-    float q[GROUP], a[LANES] = {0}, b[LANES] = {0};
-    levels_round(q, l, x, inverse);
-    for (int i = 0; i < GROUP; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            a[j] += wx[i + j] * q[i + j];
-            b[j] += w[i + j] * q[i + j] * q[i + j];
-        }
-    return (struct fit){fold(a), fold(b)};
+    struct side s, inverse;
+    struct fit f;
+    for (int j = 0; j < PANEL; j++) {
+        s.at[j] = f16_value(scale[j]);
+        inverse.at[j] = inverse_of(s.at[j]);
+    }
+    fit_at(&f, t, &inverse);
+    for (int j = 0; j < PANEL; j++)
+        error->at[j] = s.at[j] * (s.at[j] * f.qq.at[j] - 2 * f.xq.at[j]);
 }
 
-static float gain(struct fit f)
-{
-    return f.qq > 0 ? f.xq * (f.xq / f.qq) : 0;
-}
-
-/* As it is stored. */
-static float stored(float scale)
-{
-    return f16_value(f16_code(scale));
-}
-
-/* sum w (x - s q)^2 - sum w x^2 at a scale as it is stored. */
-static float error_at(const struct levels *l, const float *x, const float *w, const float *wx,
-                      float scale)
-{
-    if (scale == 0)
-        return 0;
-    struct fit f = fit_at(l, x, w, wx, 1 / scale);
-    return scale * (scale * f.qq - 2 * f.xq);
-}
-
-/* A power of two that clips nothing: for 8 bits, what was fp4 comes through it unharmed. */
-static float power_of_two(float most, const struct levels *l)
-{
-    return e8m0_value(e8m0_ceil(fabsf(most) / l->high));
-}
+/* ------------------------------------------------------------------ the search */
 
 /* Where the largest magnitude is put, as a part of the end of the levels. */
 static const float try_few[] = {0.9f, 1, 1.1f};
 static const float try_many[] = {0.88f, 0.97f, 1.06f, 1.16f};
 
-uint16_t group_scale(const struct levels *l, const float *x, const float *w, enum effort effort)
+/* Powers of two that clip nothing: for 8 bits, what was fp4 comes through them unharmed. */
+static void try_powers(struct best *b, const struct trial *t, const struct side *most)
 {
-    float most = 0;
-    for (int i = 0; i < GROUP; i++)
-        most = fabsf(x[i]) > fabsf(most) ? x[i] : most;
-    if (most == 0)
-        return 0;
-    float end = -l->low >= l->high ? l->low : l->high;
-    uint16_t plain = f16_code(most / end);
-    if (effort == EFFORT_ABSMAX)
-        return plain;
-    float wx[GROUP], best = -1, scale = 0;
-    for (int i = 0; i < GROUP; i++)
-        wx[i] = w[i] * x[i];
+    struct side inverse;
+    for (int j = 0; j < PANEL; j++)
+        inverse.at[j] = fabsf(most->at[j]) < TINY
+                            ? 0
+                            : 1 / e8m0_value(e8m0_ceil(fabsf(most->at[j]) / t->l->high));
+    try_at(b, t, &inverse);
+}
+
+static void search(struct best *b, const struct trial *t, const struct side *most)
+{
+    const struct grid *l = t->l;
     bool fine =
-        l->high - l->low > 2 * MAX_LEVELS && l->even; /* 8 bits: there is little to be won */
+        l->n == 0 && l->high - l->low > 2 * MOST_VALUES; /* 8 bits: there is little to be won */
     const float *part = fine ? try_few : try_many;
     size_t n = fine ? sizeof try_few / sizeof *try_few : sizeof try_many / sizeof *try_many;
-    if (fine) {
-        struct fit f = fit_at(l, x, w, wx, 1 / power_of_two(most, l));
-        best = gain(f);
-        scale = f.qq > 0 ? f.xq / f.qq : 0;
-    }
+    struct side inverse;
+    if (fine)
+        try_powers(b, t, most);
     for (int side = 0; side < (l->low == -l->high ? 1 : 2); side++)
         for (size_t i = 0; i < n; i++) {
-            struct fit f = fit_at(l, x, w, wx, (side ? l->high : l->low) * part[i] / most);
-            if (gain(f) > best) {
-                best = gain(f);
-                scale = f.qq > 0 ? f.xq / f.qq : 0;
-            }
+            float end = (side ? l->high : l->low) * part[i];
+            for (int j = 0; j < PANEL; j++)
+                inverse.at[j] = fabsf(most->at[j]) < TINY ? 0 : end / most->at[j];
+            try_at(b, t, &inverse);
         }
-    if (scale != 0) { /* the codes of the better scale have a better one still */
-        struct fit f = fit_at(l, x, w, wx, 1 / scale);
-        if (gain(f) >= best)
-            scale = f.xq / f.qq;
+    for (int j = 0; j < PANEL; j++)
+        inverse.at[j] = inverse_of(b->scale.at[j]);
+    try_at(b, t, &inverse); /* the codes of the best scale have a better one still */
+}
+
+/* The value of largest magnitude of every group: its least or its greatest. */
+static void largest(struct side *restrict most, const struct side *restrict x)
+{
+    struct side least = x[0], greatest = x[0];
+    for (int i = 1; i < GROUP; i++)
+        for (int j = 0; j < PANEL; j++) {
+            float v = x[i].at[j];
+            least.at[j] = v < least.at[j] ? v : least.at[j];
+            greatest.at[j] = v > greatest.at[j] ? v : greatest.at[j];
+        }
+    for (int j = 0; j < PANEL; j++)
+        most->at[j] = greatest.at[j] > -least.at[j] ? greatest.at[j] : least.at[j];
+}
+
+void group_scales(const struct kernels *k, uint16_t *scale, const struct grid *l,
+                  const struct side *x, const struct side *w, enum effort effort)
+{
+    struct side most;
+    largest(&most, x);
+    float end = -l->low >= l->high ? l->low : l->high;
+    for (int j = 0; j < PANEL; j++)
+        scale[j] = most.at[j] == 0 ? 0 : f16_code(most.at[j] / end);
+    if (effort == EFFORT_ABSMAX)
+        return;
+    struct trial t = {k, l, x, w};
+    struct best b;
+    struct side was, is;
+    uint16_t found[PANEL];
+    for (int j = 0; j < PANEL; j++) {
+        b.gain.at[j] = -1;
+        b.scale.at[j] = 0;
     }
-    float was = error_at(l, x, w, wx, f16_value(plain));
-    return error_at(l, x, w, wx, stored(scale)) < was ? f16_code(scale) : plain;
+    search(&b, &t, &most);
+    for (int j = 0; j < PANEL; j++)
+        found[j] = f16_code(b.scale.at[j]);
+    error_at(&was, &t, scale);
+    error_at(&is, &t, found);
+    for (int j = 0; j < PANEL; j++)
+        scale[j] = is.at[j] < was.at[j] ? found[j] : scale[j];
 }

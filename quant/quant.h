@@ -44,9 +44,9 @@ enum effort {
  *   q8 q4 q4nl q3 q2  f16     e2m1 e4m3  e8m0, as of a matrix with block_rows 1, block_cols GROUP
  *   f32 f16 bf16  none; scales is not looked at
  * importance [cols]: weights >= 0 of the squared errors, or NULL: all alike. Same input, same bytes. What is
- * outside of a format's range becomes its nearest value. */
-void encode_row(uint8_t *codes, uint8_t *scales, const struct wtype *t, const float *x, size_t cols,
-                const float *importance, enum effort effort);
+ * outside of a format's range becomes its nearest value. k: kernels of any level; NULL is enough for EFFORT_ABSMAX. */
+void encode_row(const struct kernels *k, uint8_t *codes, uint8_t *scales, const struct wtype *t,
+                const float *x, size_t cols, const float *importance, enum effort effort);
 
 /* ------------------------------------------------------------------ what that loses (error.c) */
 
@@ -68,9 +68,9 @@ void feedback_factor(float *h, size_t n, float damping);
 
 /* Up to PANEL rows of floats x, `ldx` apart -> plain codes and scales of q8 and of formats with a table,
  * code_ld and scale_ld bytes apart. Rows do not depend on each other. tmp: cols * PANEL floats. */
-void encode_feedback(uint8_t *codes, size_t code_ld, uint8_t *scales, size_t scale_ld,
-                     const struct wtype *t, const float *x, size_t ldx, size_t rows, size_t cols,
-                     const float *factor, float *tmp);
+void encode_feedback(const struct kernels *k, uint8_t *codes, size_t code_ld, uint8_t *scales,
+                     size_t scale_ld, const struct wtype *t, const float *x, size_t ldx,
+                     size_t rows, size_t cols, const float *factor, float *tmp);
 
 /* ------------------------------------------------------------------ blocks of GGUF files (blocks.c) */
 

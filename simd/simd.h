@@ -107,6 +107,14 @@ static inline size_t wformat_table(enum wformat f)
     return f < W_Q4 ? 0 : (size_t)16 >> (f - W_Q4);
 }
 
+/* What numbers are rounded to. */
+struct grid {
+    int n;            /* 0: the whole numbers low .. high; otherwise values, at most 16 */
+    float low, high;  /* the first and the last */
+    float value[16];  /* whole numbers, ascending */
+    float middle[16]; /* between value[i] and value[i + 1] */
+};
+
 /* ------------------------------------------------------------------ activations */
 
 /* Activations of the fast mode: groups of 32 columns of a row as integers times one float. */
@@ -167,7 +175,7 @@ struct index_query {
  *   Float kernels sum in an order of their own choice that is the same for every row, whatever m, r0 and
  *   r1 are; each is within n * 2^-24 * sum |a_i b_i| of the exact sum of n terms. What is below 2^-60 of
  *   an activation of E4M3 panels may count as 0; no activation is above 2^60.
- *   Integer kernels (quantize, matmul_fast, index_codes) give the same bits on every level: sums of a
+ *   Integer kernels (quantize, matmul_fast, index_codes) and fit give the same bits on every level: sums of a
  *   group are exact integers, what is done with them stands below. fma(a, b, c) is rounded once. */
 struct kernels {
     const char *level;
@@ -194,6 +202,13 @@ struct kernels {
 
     /* out[0 .. cols) = W[r]: one row of a matrix as floats, any format and layout. */
     void (*decode)(float *out, const struct wmat *w, size_t r);
+
+    /* How well scales fit PANEL groups that lie side by side, x and w [GROUP][PANEL]. For each of them, with
+     * q the level nearest to x * inverse (of two alike the even one, of uneven levels the lower one), over the columns in
+     * ascending order, every operation rounded:
+     *   xq = sum (w x) q    qq = sum (w q) q */
+    void (*fit)(float *xq, float *qq, const float *x, const float *w, const float *inverse,
+                const struct grid *l);
 
     /* sum x_i^2 */
     float (*sum_squares)(const float *x, size_t n);

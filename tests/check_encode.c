@@ -39,7 +39,7 @@ static void round_trip(float *y, const struct wtype *t, const float *x, const fl
                      .codes = codes,
                      .scales = scales,
                      .table = t->table};
-    encode_row(codes, scales, t, x, COLS, importance, effort);
+    encode_row(&k, codes, scales, t, x, COLS, importance, effort);
     k.decode(y, &w, 0);
 }
 
@@ -241,7 +241,7 @@ START_TEST(feedback)
                 its[2 * COLS / GROUP];
         size_t bytes = wformat_row_bytes(t->format, COLS);
         for (size_t r = 0; r < ROWS; r += PANEL)
-            encode_feedback(codes[r], COLS, scales[r], sizeof *scales, t, x + r * COLS, COLS,
+            encode_feedback(&k, codes[r], COLS, scales[r], sizeof *scales, t, x + r * COLS, COLS,
                             ROWS - r < PANEL ? ROWS - r : PANEL, COLS, factor, tmp);
         struct wmat w = {.format = t->format,
                          .rows = ROWS,
@@ -254,7 +254,7 @@ START_TEST(feedback)
         for (size_t r = 0; r < ROWS; r++) {
             k.decode(y + r * COLS, &w, r);
             round_trip(z + r * COLS, t, x + r * COLS, NULL, EFFORT_SEARCH);
-            encode_feedback(alone, COLS, its, 0, t, x + r * COLS, COLS, 1, COLS, factor, tmp);
+            encode_feedback(&k, alone, COLS, its, 0, t, x + r * COLS, COLS, 1, COLS, factor, tmp);
             ck_assert_mem_eq(alone, codes[r], bytes);
             ck_assert_mem_eq(its, scales[r], sizeof its);
         }
@@ -277,7 +277,7 @@ START_TEST(singular)
         for (size_t i = 0; i < COLS * COLS; i++)
             factor[i] = (float)same * 1e6f;
         feedback_factor(factor, COLS, 0.01f);
-        encode_feedback(codes, COLS, scales, 0, t, x, COLS, 1, COLS, factor, tmp);
+        encode_feedback(&k, codes, COLS, scales, 0, t, x, COLS, 1, COLS, factor, tmp);
         struct wmat w = {.format = t->format,
                          .rows = 1,
                          .cols = COLS,

@@ -119,16 +119,16 @@ static struct wmat encoded(const struct matrix *from, const struct wtype *t, enu
     if (way == FEEDBACK) {
         float *factor = factor_of(in, cols), *tmp = malloc(cols * PANEL * sizeof *tmp);
         for (size_t r = 0; r < rows; r += PANEL)
-            encode_feedback(codes + r * w.code_ld, w.code_ld, scales + r * w.scale_ld, w.scale_ld,
-                            t, x + r * cols, cols, rows - r < PANEL ? rows - r : PANEL, cols,
-                            factor, tmp);
+            encode_feedback(&k, codes + r * w.code_ld, w.code_ld, scales + r * w.scale_ld,
+                            w.scale_ld, t, x + r * cols, cols, rows - r < PANEL ? rows - r : PANEL,
+                            cols, factor, tmp);
         free(factor);
         free(tmp);
     } else {
         for (size_t c = 0; in && c < cols; c++)
             weight[c] = in->rows ? (float)(in->square[c] / (double)in->rows) : 1;
         for (size_t r = 0; r < rows; r++)
-            encode_row(codes + r * w.code_ld, scales + r * w.scale_ld, t, x + r * cols, cols,
+            encode_row(&k, codes + r * w.code_ld, scales + r * w.scale_ld, t, x + r * cols, cols,
                        in ? weight : NULL, way == ABSMAX ? EFFORT_ABSMAX : EFFORT_SEARCH);
     }
     free(x);

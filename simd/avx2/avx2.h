@@ -13,6 +13,7 @@ void init_avx2_rows(struct kernels *k);
 void init_avx2_index(struct kernels *k);
 void init_avx2_mix(struct kernels *k);
 void init_avx2_peak(struct kernels *k);
+void init_avx2_fit(struct kernels *k);
 
 /* matmul by layout and number of rows (exact.c, exact_many.c, plain.c), decode (plain.c), matmul_fast of int16 rows (wide.c),
  * quantize (quantize.c): contracts in simd.h. */

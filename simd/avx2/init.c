@@ -12,4 +12,5 @@ void init_avx2(struct kernels *k)
     init_avx2_index(k);
     init_avx2_mix(k);
     init_avx2_peak(k);
+    init_avx2_fit(k);
 }

@@ -10,4 +10,5 @@ void init_neon(struct kernels *k)
     init_neon_attend(k);
     init_neon_index(k);
     init_neon_mix(k);
+    init_neon_fit(k);
 }

@@ -23,6 +23,7 @@ void init_neon_decode(struct kernels *k);
 void init_neon_attend(struct kernels *k);
 void init_neon_index(struct kernels *k);
 void init_neon_mix(struct kernels *k);
+void init_neon_fit(struct kernels *k);
 
 /* dots[i * ld + j] = a_i . b_j for na rows of a and nb <= 4 rows of b, n floats each; every dot
  * in the same order of additions. */

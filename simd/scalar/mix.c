@@ -77,4 +77,5 @@ void kernels_init_scalar(struct kernels *k)
     matmul_init_scalar(k);
     rows_init_scalar(k);
     mix_init_scalar(k);
+    fit_init_scalar(k);
 }

@@ -7,6 +7,7 @@
 void matmul_init_scalar(struct kernels *k);
 void rows_init_scalar(struct kernels *k);
 void mix_init_scalar(struct kernels *k);
+void fit_init_scalar(struct kernels *k);
 
 void decode_scalar(float *out, const struct wmat *w, size_t r);
 /* The scale of (r, c); 1 for formats without. */

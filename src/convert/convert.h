@@ -286,6 +286,7 @@ int importance_of(const struct store *s, struct job *j, double *used, dsv4_err *
 
 /* What one lane encodes panels with. */
 struct encoder {
+    const struct kernels *k;
     dsv4_effort effort;
     float *rows; /* [PANEL][cols], to be filled */
     float *errors;
@@ -302,8 +303,8 @@ struct encoder_needs {
 };
 
 struct encoder_needs encoder_needs(const struct plan *p);
-int encoder_open(struct encoder *x, const struct encoder_needs *n, dsv4_effort effort,
-                 dsv4_err *err);
+int encoder_open(struct encoder *x, const struct encoder_needs *n, const struct kernels *k,
+                 dsv4_effort effort, dsv4_err *err);
 void encoder_close(struct encoder *x);
 /* x->rows, plain->rows of them -> plain codes and scales as `plain` says (its addresses do not count). */
 void encoder_panel(struct encoder *x, const struct job *j, const struct wmat *plain, uint8_t *codes,

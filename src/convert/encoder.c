@@ -31,11 +31,11 @@ struct encoder_needs encoder_needs(const struct plan *p)
     return n;
 }
 
-int encoder_open(struct encoder *x, const struct encoder_needs *n, dsv4_effort effort,
-                 dsv4_err *err)
+int encoder_open(struct encoder *x, const struct encoder_needs *n, const struct kernels *k,
+                 dsv4_effort effort, dsv4_err *err)
 {
     static const char what[] = "rows of a matrix";
-    *x = (struct encoder){.effort = effort};
+    *x = (struct encoder){.k = k, .effort = effort};
     TRY(mem_alloc(&x->rows, n->widest, PANEL * sizeof *x->rows, what, err));
     TRY(mem_alloc(&x->errors, n->widest, PANEL * sizeof *x->errors, what, err));
     for (int i = 0; i < 2; i++)
@@ -69,12 +69,12 @@ void encoder_panel(struct encoder *x, const struct job *j, const struct wmat *pl
 {
     size_t cols = j->in.cols;
     if (j->covariance) {
-        encode_feedback(codes, plain->code_ld, scales, plain->scale_ld, j->type, x->rows, cols,
-                        plain->rows, cols, factor_of(x, j), x->errors);
+        encode_feedback(x->k, codes, plain->code_ld, scales, plain->scale_ld, j->type, x->rows,
+                        cols, plain->rows, cols, factor_of(x, j), x->errors);
         return;
     }
     for (size_t r = 0; r < plain->rows; r++)
-        encode_row(codes + r * plain->code_ld, scales + r * plain->scale_ld, j->type,
+        encode_row(x->k, codes + r * plain->code_ld, scales + r * plain->scale_ld, j->type,
                    x->rows + r * cols, cols, j->importance,
                    x->effort == DSV4_EFFORT_ABSMAX || j->as_loaded ? EFFORT_ABSMAX : EFFORT_SEARCH);
 }

@@ -382,8 +382,8 @@ static int table_piece(struct run *r, struct desk *d, const struct job *j, uint6
     size_t n = j->in.rows - first < each ? j->in.rows - first : each, scales = j->in.cols / GROUP;
     for (size_t i = 0; i < n; i++) {
         TRY(read_row(r, d, j, first + i, 0, err));
-        encode_row(d->codes + i * row, d->scales + i * scales, j->table, d->encoder.rows,
-                   j->in.cols, NULL,
+        encode_row(&r->plan->source->k, d->codes + i * row, d->scales + i * scales, j->table,
+                   d->encoder.rows, j->in.cols, NULL,
                    r->opt->effort == DSV4_EFFORT_ABSMAX ? EFFORT_ABSMAX : EFFORT_SEARCH);
     }
     TRY(output_write(r->out, file_at(r, j->at[0] + first * row), d->codes, n * row, err));
@@ -563,7 +563,7 @@ static int open_desks(struct run *r, const struct needs *n, int lanes, dsv4_err 
         TRY(mem_alloc(&d->scales, n->scales, 1, what, err));
         TRY(mem_alloc(&d->plain, n->plain, 1, what, err));
         TRY(mem_alloc(&d->plain_scales, n->plain_scales, 1, what, err));
-        TRY(encoder_open(&d->encoder, &n->encoder, r->opt->effort, err));
+        TRY(encoder_open(&d->encoder, &n->encoder, &r->plan->source->k, r->opt->effort, err));
     }
     return 0;
 }

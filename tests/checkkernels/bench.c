@@ -84,6 +84,18 @@ static void run_quantize(const struct kernels *k, struct work *j)
     k->quantize(&j->q, 0, j->x, 0, j->q.cols);
 }
 
+static void run_fit(const struct kernels *k, struct work *j)
+{
+    static const struct grid even = {.low = -8, .high = 7};
+    static const struct grid uneven = {
+        .n = 16,
+        .low = -120,
+        .high = 120,
+        .value = {-120, -104, -88, -72, -56, -40, -24, -8, 8, 24, 40, 56, 72, 88, 104, 120},
+        .middle = {-112, -96, -80, -64, -48, -32, -16, 0, 16, 32, 48, 64, 80, 96, 112}};
+    k->fit(j->y, j->y + PANEL, j->x, j->tmp, j->tmp, j->n ? &uneven : &even);
+}
+
 static void run_squares(const struct kernels *k, struct work *j)
 {
     *j->y = k->sum_squares(j->x, j->n);
@@ -372,6 +384,10 @@ static void bench_rows(struct levels *l, struct check *t)
         .q = random_qrows(t, Q_8, 1, D, K_RANDOM), .bytes = D * 4);
     ONE("quantize, 4096 to int16", quantize, run_quantize, .x = floats(t, D),
         .q = random_qrows(t, Q_16, 1, D, K_RANDOM), .bytes = D * 4);
+    ONE("fit, 512 weights, whole numbers", fit, run_fit, .x = floats(t, 512), .tmp = floats(t, 512),
+        .y = keep(t, 32 * size), .bytes = 512 * 8);
+    ONE("fit, 512 weights, 16 values", fit, run_fit, .n = 16, .x = floats(t, 512),
+        .tmp = floats(t, 512), .y = keep(t, 32 * size), .bytes = 512 * 8);
     ONE("sum_squares, 4096", sum_squares, run_squares, .n = D, .x = floats(t, D),
         .y = keep(t, size), .bytes = D * 4, .ops = 2 * D);
     ONE("dot, 4096", dot, run_dot, .n = D, .x = floats(t, D), .tmp = floats(t, D),

@@ -291,6 +291,29 @@ static void rounds_halves_away(struct qrows *q, size_t r, const float *x, size_t
     }
 }
 
+/* Halfway between two levels it is the lower one, or the even one. */
+static void takes_upper(float *xq, float *qq, const float *x, const float *w, const float *inverse,
+                        const struct grid *l)
+{
+    float more[PANEL];
+    for (size_t j = 0; j < PANEL; j++)
+        more[j] = nextafterf(inverse[j], INFINITY);
+    good.fit(xq, qq, x, w, more, l);
+}
+
+static void fuses(float *xq, float *qq, const float *x, const float *w, const float *inverse,
+                  const struct grid *l)
+{
+    good.fit(xq, qq, x, w, inverse, l);
+    for (size_t j = 0; j < PANEL && l->n == 0; j++) {
+        xq[j] = 0;
+        for (size_t i = j; i < GROUP * PANEL; i += PANEL) {
+            float q = nearbyintf(fminf(fmaxf(x[i] * inverse[j], l->low), l->high));
+            xq[j] = fmaf(w[i] * x[i], q, xq[j]);
+        }
+    }
+}
+
 static void hides_nan(struct qrows *q, size_t r, const float *x, size_t c0, size_t c1)
 {
     good.quantize(q, r, x, c0, c1);
@@ -459,6 +482,8 @@ static const struct {
     {"flushes denormals", PANELS(E4M3), ENTRY(decode, check_decode) = flushes_denormals},
     {"rounds halves away", ENTRY(quantize, check_quantize) = rounds_halves_away},
     {"hides NaN", ENTRY(quantize, check_quantize) = hides_nan},
+    {"takes the upper level", ENTRY(fit, check_fit) = takes_upper},
+    {"fuses * and +", ENTRY(fit, check_fit) = fuses},
     {"writes behind out", .rows = R_E4M3_64B, ENTRY(rows, check_rows) = rows_write_behind},
     {"reads behind the rows", .rows = R_E2M1_32, ENTRY(rows, check_rows) = rows_read_behind},
     {"skips the tail", ENTRY(sum_squares, check_sums) = skips_tail},
@@ -485,6 +510,7 @@ static void complete(struct kernels *k, const struct kernels *part)
     TAKE(matmul_fast);
     TAKE(quantize);
     TAKE(decode);
+    TAKE(fit);
     TAKE(sum_squares);
     TAKE(dot);
     TAKE(swiglu);

@@ -139,6 +139,7 @@ void kernels_init_reference(struct kernels *k);
 void check_matmul(struct check *t);
 void check_decode(struct check *t);
 void check_quantize(struct check *t);
+void check_fit(struct check *t);
 void check_sums(struct check *t); /* sum_squares or dot */
 void check_swiglu(struct check *t);
 void check_hc_mix(struct check *t);

@@ -43,6 +43,7 @@ const struct line lines[] = {
     MATRIX(matmul_fast, check_matmul, W_Q3, true),
     MATRIX(matmul_fast, check_matmul, W_Q2, true),
     {ENTRY(quantize, check_quantize)},
+    {ENTRY(fit, check_fit)},
     {ENTRY(sum_squares, check_sums)},
     {ENTRY(dot, check_sums)},
     {ENTRY(swiglu, check_swiglu)},

@@ -367,6 +367,24 @@ static void index_codes(float *score, const struct index_query *q, const uint8_t
     }
 }
 
+/* Sums are rounded as everywhere, one group after the other. */
+static void fit(float *xq, float *qq, const float *x, const float *w, const float *inverse,
+                const struct grid *l)
+{
+    for (size_t j = 0; j < PANEL; j++) {
+        xq[j] = qq[j] = 0;
+        for (size_t i = 0; i < GROUP; i++) {
+            float v = x[i * PANEL + j], u = w[i * PANEL + j], y = v * inverse[j];
+            int k = l->n - 1;
+            while (k > 0 && !(y > l->middle[k - 1]))
+                k--;
+            float q = l->n ? l->value[k] : nearbyintf(fminf(fmaxf(y, l->low), l->high));
+            xq[j] += u * v * q;
+            qq[j] += u * q * q;
+        }
+    }
+}
+
 void kernels_init_reference(struct kernels *k)
 {
     *k = (struct kernels){
@@ -381,6 +399,7 @@ void kernels_init_reference(struct kernels *k)
                  [W_Q2] = Q_8},
         .quantize = quantize,
         .decode = decode,
+        .fit = fit,
         .sum_squares = sum_squares,
         .dot = dot,
         .swiglu = swiglu,
