@@ -478,7 +478,7 @@ DSV4_API int dsv4_convert(const char *src, const char *dst, const dsv4_convert_o
                           dsv4_err *err);
 
 /* What dsv4_convert would do and how much memory the result would need, as JSON text; reads no weight but, to prune
- * layers that route by token id, their routers. */
+ * layers that route by token id, their routers and, to choose types, some rows of each matrix. */
 DSV4_API int dsv4_convert_plan(const char *src, const dsv4_convert_options *opt, char **json,
                                dsv4_err *err);
 

@@ -113,7 +113,7 @@ static int find_matrices(struct choosing *c, struct plan *p, dsv4_err *err)
         struct job *j = &p->job[i];
         struct free_matrix *m = &c->m[c->n];
         char name[MATRIX_NAME];
-        if (j->kind == JOB_ENCODE || !j->type || j->by_rule || !class_is_typed(j->class) ||
+        if (!j->type || j->by_rule || !class_is_typed(j->class) ||
             !matrix_name(j->name, name, sizeof name))
             continue;
         *m = (struct free_matrix){.job = j, .used = 1};

@@ -5,6 +5,7 @@
  *   prune    which experts stay, where fewer are asked for
  *   plan     which output tensor is made of what, in which type, at which byte of which shard; a list of
  *            jobs that may be changed until plan_layout()
+ *   choose   types for what no rule speaks of, by what they are expected to cost (sensitivity)
  *   run      lanes take pieces of jobs in order and write them where they belong
  *   output   the directory under way: what is finished, how to go on, its last step
  */
