@@ -176,6 +176,17 @@ run 0 "$venv/bin/python" -B tests/golden-gguf/chat.py "$T/own.gguf" tests/golden
 says out '^[0-9][0-9]'
 run 0 "$Q" -q --to gguf --experts q8 --effort fast "$T/source" "$T/eight.gguf"
 compare "$T/eight.gguf" 0.01 Q8_0 BF16
+# calibrated, with error feedback, with fewer experts: as in a directory
+head -c 3000 README.md >"$T/text"
+run 0 "$Q" -q --calibrate "$T/text" --covariance "$T/source" "$T/importance"
+set -- --importance "$T/importance" --effort high --experts q4 --dense q8 --prune-experts 4
+run 0 "$Q" -q "$@" "$T/source" "$T/pruned"
+run 0 "$Q" -q --to gguf "$@" "$T/source" "$T/pruned.gguf"
+answer "$T/pruned" "abc def ghi" >"$T/want4"
+answer "$T/pruned.gguf" "abc def ghi" >"$T/out"
+if [ -s "$T/want4" ] && cmp -s "$T/want4" "$T/out"; then pass; else fail "a pruned file answers otherwise"; fi
+run 3 "$Q" --verify "$T/source" "$T/pruned.gguf"
+says err 'pruned.gguf has 4 experts in a layer'
 # what became of blocks becomes blocks again, and a directory on the way changes nothing
 run 0 "$Q" -q --to gguf "$T/small.gguf" "$T/again.gguf"
 compare "$T/again.gguf" 0.12 Q4_0 Q8_0
