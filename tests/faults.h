@@ -3,9 +3,9 @@
  * jansson, PCRE2 and utf8proc are hit too. Therefore a header, for exactly one .c file: as a member of
  * libtests.a it would slip into every test program.
  *
- * Only the thread that called faults_begin() is hit, and not what the OpenMP runtime does for itself: that
- * runtime ends the process when it gets no memory or no thread, by its design. The library guards against
- * it by a trial (pool.c), which is hit like everything else.
+ * The thread that called faults_begin() is hit, or, between faults_all_begin() and faults_end(), all others;
+ * never what the OpenMP runtime does for itself: that runtime ends the process when it gets no memory or no
+ * thread, by its design. The library guards against it by a trial (pool.c), which is hit like everything else.
  *
  * AddressSanitizer keeps its view of the heap: there the calls are passed to its own functions. */
 #ifndef TESTS_FAULTS_H
@@ -19,7 +19,9 @@
 #include <link.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -49,13 +51,15 @@ enum {
 static struct {
     enum fault kind;
     uint64_t n, calls, fired;
-    bool forever, relented;
+    bool forever;
+    atomic_bool relented;
     bool trickle; /* reads are interrupted, then give a few bytes */
     struct {
         uintptr_t at;
         const void *caller;
     } live[FAULTS_TABLE];
-    size_t n_live, n_maps;
+    size_t n_live;
+    atomic_size_t n_maps;
     bool survey; /* note the first call of every way through the program that leads to one */
     uint64_t way[FAULTS_SITES], first[FAULTS_SITES];
     size_t n_first;  /* ascending */
@@ -68,10 +72,36 @@ static struct {
 } faults;
 
 static _Thread_local bool faults_armed;
+static _Thread_local bool faults_spared; /* the thread that asked for all others to be hit */
 static _Thread_local int faults_exempt;
+static atomic_bool faults_all;
+static atomic_flag faults_lock = ATOMIC_FLAG_INIT; /* around the blocks and the counts of calls */
 
 /* For what is called before a sanitizer is ready. */
 #define FAULTS_EARLY __attribute__((no_sanitize("address", "undefined")))
+
+FAULTS_EARLY static void faults_enter(void)
+{
+    while (atomic_flag_test_and_set_explicit(&faults_lock, memory_order_acquire))
+        sched_yield();
+}
+
+FAULTS_EARLY static void faults_leave(void)
+{
+    atomic_flag_clear_explicit(&faults_lock, memory_order_release);
+}
+
+/* Somebody is looked at. */
+FAULTS_EARLY static bool faults_on(void)
+{
+    return faults_armed || atomic_load(&faults_all);
+}
+
+/* This thread is. */
+FAULTS_EARLY static bool faults_counts(void)
+{
+    return faults_armed || (atomic_load(&faults_all) && !faults_spared);
+}
 
 /* ------------------------------------------------------------------ living blocks */
 
@@ -82,22 +112,22 @@ FAULTS_EARLY static size_t faults_slot(uintptr_t at)
 
 FAULTS_EARLY static void faults_add(const void *p, const void *caller)
 {
-    if (!p || !faults_armed || faults_exempt)
+    if (!p || !faults_counts() || faults_exempt)
         return;
     if (faults.n_live >= FAULTS_TABLE / 2)
         abort(); /* the table is too small for this test */
+    faults_enter();
     size_t i = faults_slot((uintptr_t)p);
     while (faults.live[i].at)
         i = (i + 1) % FAULTS_TABLE;
     faults.live[i].at = (uintptr_t)p;
     faults.live[i].caller = caller;
     faults.n_live++;
+    faults_leave();
 }
 
-FAULTS_EARLY static void faults_remove(const void *p)
+FAULTS_EARLY static void faults_drop(const void *p)
 {
-    if (!p || !faults_armed || faults.n_live == 0)
-        return;
     size_t i = faults_slot((uintptr_t)p);
     while (faults.live[i].at && faults.live[i].at != (uintptr_t)p)
         i = (i + 1) % FAULTS_TABLE;
@@ -113,6 +143,16 @@ FAULTS_EARLY static void faults_remove(const void *p)
         i = k;
     }
     faults.live[i].at = 0;
+}
+
+/* Whoever frees it. */
+FAULTS_EARLY static void faults_remove(const void *p)
+{
+    if (!p || !faults_on() || faults.n_live == 0)
+        return;
+    faults_enter();
+    faults_drop(p);
+    faults_leave();
 }
 
 /* ------------------------------------------------------------------ what is hit */
@@ -145,30 +185,29 @@ static void faults_note(void)
 
 FAULTS_EARLY static bool faults_hit(enum fault kind, const void *caller, int why)
 {
-    if (!faults_armed || faults_exempt || faults.relented || kind != faults.kind ||
+    if (!faults_counts() || faults_exempt || faults.relented || kind != faults.kind ||
         faults_within(caller, true))
         return false;
+    faults_exempt++;
+    faults_enter();
     faults.calls++;
-    if (faults.survey) {
-        faults_exempt++;
+    if (faults.survey)
         faults_note();
-        faults_exempt--;
-    }
-    if (faults.n == 0 || faults.calls < faults.n || (faults.calls > faults.n && !faults.forever))
-        return false;
-    if (faults.fired++ == 0) {
-        faults_exempt++;
+    bool hit =
+        faults.n > 0 && (faults.forever ? faults.calls >= faults.n : faults.calls == faults.n);
+    if (hit && faults.fired++ == 0)
         faults.n_frames = backtrace(faults.frame, sizeof faults.frame / sizeof *faults.frame);
-        faults_exempt--;
-    }
-    errno = why;
-    return true;
+    faults_leave();
+    faults_exempt--;
+    if (hit)
+        errno = why;
+    return hit;
 }
 
 /* The dynamic linker's blocks belong to threads, whose stacks the C library keeps for later. */
 FAULTS_EARLY static void *faults_kept(void *p, const void *caller)
 {
-    if (faults_armed && !faults_within(caller, true) && !faults_within(caller, false))
+    if (faults_counts() && !faults_within(caller, true) && !faults_within(caller, false))
         faults_add(p, caller);
     return p;
 }
@@ -215,10 +254,12 @@ DSV4_API FAULTS_EARLY void *realloc(void *p, size_t n)
 {
     if (faults_hit(FAULT_MEMORY, CALLER(), ENOMEM))
         return NULL;
+    faults_remove(p); /* first: the address may be another thread's at once */
     void *q = HEAP(realloc)(p, n);
-    if (!q && n > 0)
+    if (!q && n > 0) {
+        faults_kept(p, CALLER());
         return NULL;
-    faults_remove(p);
+    }
     return faults_kept(q, CALLER());
 }
 
@@ -277,14 +318,16 @@ DSV4_API FAULTS_EARLY void *mmap(void *at, size_t n, int prot, int flags, int fd
     if (faults_hit(FAULT_MAP, CALLER(), ENOMEM))
         return MAP_FAILED;
     void *p = next_.call(at, n, prot, flags, fd, offset);
-    faults.n_maps += p != MAP_FAILED && faults_armed && !faults_exempt;
+    if (p != MAP_FAILED && faults_on() && !faults_exempt)
+        faults.n_maps++;
     return p;
 }
 
 DSV4_API FAULTS_EARLY int munmap(void *at, size_t n)
 {
     NEXT(int, munmap, void *, size_t);
-    faults.n_maps -= faults_armed && !faults_exempt;
+    if (faults_on() && !faults_exempt)
+        faults.n_maps--;
     return next_.call(at, n);
 }
 
@@ -324,7 +367,7 @@ DSV4_API ssize_t read(int fd, void *to, size_t n)
     NEXT(ssize_t, read, int, void *, size_t);
     if (faults_hit(FAULT_FILE, CALLER(), EIO))
         return -1;
-    if (faults_armed && faults.trickle) {
+    if (faults_counts() && faults.trickle) {
         if (faults.calls % 2) {
             errno = EINTR;
             return -1;
@@ -339,7 +382,7 @@ DSV4_API ssize_t write(int fd, const void *from, size_t n)
     NEXT(ssize_t, write, int, const void *, size_t);
     if (faults_hit(FAULT_FILE, CALLER(), ENOSPC))
         return -1;
-    if (faults_armed && faults.trickle) {
+    if (faults_counts() && faults.trickle) {
         if (faults.calls % 2) {
             errno = EINTR;
             return -1;
@@ -413,8 +456,7 @@ static inline void faults_survey(bool on)
     faults.n_first = 0;
 }
 
-/* From now on this thread's n-th call (0: none) of that kind fails, with `forever` all later ones too. */
-static void faults_begin(enum fault kind, uint64_t n, bool forever)
+static void faults_prepare(enum fault kind, uint64_t n, bool forever)
 {
     if (faults.n_runtime == 0 && faults.n_loader == 0) {
         void *frame[1];
@@ -429,7 +471,28 @@ static void faults_begin(enum fault kind, uint64_t n, bool forever)
     faults.relented = false;
     faults.calls = faults.fired = faults.n_live = faults.n_maps = 0;
     faults.n_frames = 0;
+}
+
+/* From now on this thread's n-th call (0: none) of that kind fails, with `forever` all later ones too. */
+static inline void faults_begin(enum fault kind, uint64_t n, bool forever)
+{
+    faults_prepare(kind, n, forever);
     faults_armed = true;
+}
+
+/* The same for the n-th call of all threads but this one, behind faults_resume(); what they allocate before
+ * it is counted already. */
+static inline void faults_all_begin(enum fault kind, uint64_t n, bool forever)
+{
+    faults_prepare(kind, n, forever);
+    faults.relented = true;
+    faults_spared = true;
+    faults_all = true;
+}
+
+static inline void faults_resume(void)
+{
+    faults.relented = false;
 }
 
 /* Nothing fails any more; what the run leaves behind is still counted. */
@@ -438,9 +501,10 @@ static inline void faults_relent(void)
     faults.relented = true;
 }
 
-static void faults_end(void)
+static inline void faults_end(void)
 {
     faults_armed = false;
+    faults_all = false;
 }
 
 /* The way to the call that failed first, for addr2line, and who asked for the blocks that are left. */
@@ -457,7 +521,7 @@ static void faults_show(void)
 }
 
 /* Open descriptors of the process; the one that looks is among them each time. */
-static size_t faults_descriptors(void)
+static inline size_t faults_descriptors(void)
 {
     size_t n = 0;
     DIR *d = opendir("/proc/self/fd");

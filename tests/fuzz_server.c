@@ -1,9 +1,7 @@
 /* Fuzz target: any bytes as the body of a request, or as the head of one. Byte 0 says which: '0' to '6' the
- * routes that take a body, '7' the gate, the rest is the text. Requests go all the way: decoded, rendered,
- * encoded, their grammars compiled, answered by an engine that is false, with the embedded model's
- * tokenizer. Every one gets one whole reply: 200, or a failure in the shape of its protocol that is
+ * routes that take a body, '7' the gate, the rest is the text. Requests go all the way (fake_server.h). Every one gets one whole reply: 200, or a failure in the shape of its protocol that is
  * neither empty nor our fault; JSON, or events that are JSON. */
-#include "fake_engine.h"
+#include "fake_server.h"
 #include "src/server/api.h"
 
 #include <stdlib.h>
@@ -21,23 +19,11 @@ static void must(bool x)
 
 /* Opened once and used by all inputs. */
 static struct fixture {
-    struct fake_engine fake;
-    struct server_options opt;
-    struct server server;
+    struct fake_server f;
     pthread_mutex_t lock;
     pthread_cond_t more;
     size_t steps;
 } fix = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
-
-/* Tokens that depend on all before them, an end now and then. */
-static size_t next_token(void *arg, const dsv4_seq *s)
-{
-    const struct server *v = arg;
-    uint32_t h = 2166136261u;
-    for (size_t i = s->n > 8 ? s->n - 8 : 0; i < s->n; i++)
-        h = (h ^ (uint32_t)s->token[i]) * 16777619u;
-    return h % 11 == 0 ? (size_t)v->eos : h >> 8;
-}
 
 /* The scheduler has done something: a reply may be complete. */
 static void on_step(void *arg)
@@ -51,34 +37,14 @@ static void on_step(void *arg)
 
 static void open_server(void)
 {
-    struct server *s = &fix.server;
     dsv4_tokenizer *tok;
     dsv4_err err;
-    if (s->sched)
+    if (fix.f.server.sched)
         return;
-    fix.opt = (struct server_options){
-        .host = "127.0.0.1",
-        .model_name = "nano",
-        .max_messages = 50,
-        .max_tools = 20,
-        .max_choices = 4,
-        .max_tokens = 40,
-        .block_limit = 64,
-        .loop_limit = 64,
-        .sched = {.parallel = 4, .queue = 8, .cache_bytes = 4096, .stepped = on_step}};
     must(dsv4_tokenizer_open(&tok, "models/nano/tokenizer.json", &err) == 0);
-    fix.fake = (struct fake_engine){
-        .vocab = dsv4_tokenizer_size(tok), .batch = 64, .next = next_token, .arg = s, .rewind = 64};
-    s->opt = &fix.opt;
-    s->backend = fake_backend(&fix.fake);
-    s->tok = tok;
-    s->dialect = DSV4_V41; /* as that model */
-    s->sampling = (dsv4_sampling){.temperature = 1, .top_p = 1, .repetition = 1};
-    s->bos = dsv4_token_find(tok, "<｜begin▁of▁sentence｜>");
-    s->eos = dsv4_token_find(tok, "<｜end▁of▁sentence｜>");
-    must(grammars_open(&s->grammars, tok, s->dialect, &err) == 0);
-    must(memory_open(&s->memory, &err) == 0);
-    must(sched_open(&s->sched, &s->backend, &fix.opt.sched, &s->metrics, &err) == 0);
+    fake_server_options(&fix.f, tok);
+    fix.f.opt.sched.stepped = on_step;
+    must(fake_server_open(&fix.f, false, &err) == 0);
 }
 
 static void wait_complete(const struct exchange *x)
@@ -141,7 +107,7 @@ static void try_body(const struct route *r, const char *body, size_t len)
 {
     struct exchange *x;
     dsv4_err err;
-    must(exchange_open(&x, &fix.server, &err) == 0);
+    must(exchange_open(&x, &fix.f.server, &err) == 0);
     x->route = r;
     x->path = strdup(r->path);
     must(x->path && bytes_add(&x->body, body, len, &err) == 0);
@@ -194,8 +160,8 @@ static void try_head(char *text, size_t len)
         for (const char *p = text; *p; p++)
             must(text[0] == '/' && *p > ' ' && *p != 0x7f && strncmp(p, "%00", 3) != 0);
     (void)gate_method(text);
-    (void)gate_host(&fix.opt, text);
-    (void)gate_origin(&fix.opt, text, rest);
+    (void)gate_host(&fix.f.opt, text);
+    (void)gate_origin(&fix.f.opt, text, rest);
     for (char *end = text + len; rest < end && n < sizeof h / sizeof *h;) {
         char *next = memchr(rest, '\n', (size_t)(end - rest)), *stop = next ? next : end;
         char *colon = memchr(rest, ':', (size_t)(stop - rest));

@@ -22,7 +22,8 @@ struct answer {
     dsv4_matcher *matcher;
     uint32_t *bits;   /* the matcher's mask */
     uint32_t *no_end; /* all but the tokens that end an answer */
-    bool thinking, in_block, stopped, ended, failed;
+    bool thinking, in_block, stopped, ended;
+    bool failed;      /* memory was short: what there is of it is not the model's answer */
     bool constrained; /* the matcher has seen all of the calls */
     int32_t end_think, dsml;
     int32_t role[8]; /* markers that a model writes when it goes on talking for others */
@@ -56,6 +57,13 @@ static void emit_content(struct answer *a, const char *text, size_t len)
         return;
     out_add(&a->r.content, text, len);
     emit(a, PIECE_CONTENT, text, len);
+}
+
+/* A status on its way: whether it is a failure, and the answer with it. */
+static bool failure(struct answer *a, int rc)
+{
+    a->failed = a->failed || rc == DSV4_NO_MEMORY;
+    return rc != 0;
 }
 
 static void emit_reasoning(struct answer *a, const char *text, size_t len)
@@ -114,10 +122,8 @@ static void take_content(struct answer *a, const char *text, size_t len)
         emit_content(a, text, len);
         return;
     }
-    if (bytes_add(&a->held, text, len, &err) != 0) {
-        a->failed = true;
+    if (failure(a, bytes_add(&a->held, text, len, &err)))
         return;
-    }
     a->stopped = find_stop(a, &at);
     size_t ready = a->stopped ? at : a->held.len - may_stop(a);
     emit_content(a, a->held.data, ready);
@@ -152,8 +158,8 @@ static void begin_call(struct answer *a)
 {
     dsv4_err err;
     if (a->r.n_calls >= MAX_CALLS_OUT || (!a->opt->parallel && a->r.n_calls > 0) ||
-        mem_grow(&a->r.call, &a->r.cap_calls, a->r.n_calls + 1, sizeof *a->r.call, "calls", &err) !=
-            0) {
+        failure(a, mem_grow(&a->r.call, &a->r.cap_calls, a->r.n_calls + 1, sizeof *a->r.call,
+                            "calls", &err))) {
         a->call_bad = true;
         return;
     }
@@ -179,7 +185,9 @@ static void quarantine(struct answer *a, const char *why)
     metric_add(a->opt->metrics, COUNT_TOOL_QUARANTINED, 1);
     out_text(&o, a->r.content.b.len ? "\n\n" : "");
     out_printf(&o, "[A call of a tool was left out: %s.]", why);
-    if (!o.failed)
+    if (o.failed)
+        a->failed = true;
+    else
         emit_content(a, o.b.data, o.b.len);
     out_free(&o);
 }
@@ -199,9 +207,8 @@ static void close_call(struct answer *a, bool cut)
     }
     if (a->call_bad)
         return;
-    if (json_read(&v, a->arguments.b.data ? a->arguments.b.data : "", a->arguments.b.len, &err) !=
-            0 ||
-        a->arguments.failed) {
+    if (failure(a, json_read(&v, a->arguments.b.data ? a->arguments.b.data : "", a->arguments.b.len,
+                             &err))) {
         quarantine(a, cut ? "it was not complete" : "its arguments were not valid JSON");
         return;
     }
@@ -218,7 +225,6 @@ static void open_call(struct answer *a, const char *name, size_t len)
     close_call(a, false);
     flush_content(a);
     a->name.b.len = a->arguments.b.len = 0;
-    a->arguments.failed = false;
     out_add(&a->name, name, len);
     a->call_open = true;
     a->call_bad = !known(a);
@@ -245,10 +251,8 @@ static void on_event(void *arg, const dsv4_event *e)
     struct answer *a = arg;
     dsv4_err err;
     size_t n;
-    if (mem_grow(&a->clean.data, &a->clean.cap, 3 * e->len + 16, 1, "text", &err) != 0) {
-        a->failed = true;
+    if (failure(a, mem_grow(&a->clean.data, &a->clean.cap, 3 * e->len + 16, 1, "text", &err)))
         return;
-    }
     n = dsv4_utf8_push(&a->utf8, e->text, e->len, a->clean.data);
     n += dsv4_utf8_flush(&a->utf8, a->clean.data + n);
     if (e->kind != DSV4_REASONING && e->kind != DSV4_FINISH && a->thinking) {
@@ -311,12 +315,12 @@ bool answer_forced(struct answer *a, int32_t *token)
 static void log_token(struct answer *a, dsv4_logprob chosen, const dsv4_logprob *top)
 {
     dsv4_err err;
-    if (!a->opt->logprobs || mem_grow(&a->r.logged, &a->r.cap_logged, a->r.n_logged + 1,
-                                      sizeof *a->r.logged, "log-probabilities", &err) != 0)
+    if (!a->opt->logprobs || failure(a, mem_grow(&a->r.logged, &a->r.cap_logged, a->r.n_logged + 1,
+                                                 sizeof *a->r.logged, "log-probabilities", &err)))
         return;
     struct logged *l = &a->r.logged[a->r.n_logged];
     *l = (struct logged){.chosen = chosen};
-    if (mem_alloc(&l->top, a->opt->n_top, sizeof *l->top, "log-probabilities", &err) != 0)
+    if (failure(a, mem_alloc(&l->top, a->opt->n_top, sizeof *l->top, "log-probabilities", &err)))
         return;
     if (a->opt->n_top)
         memcpy(l->top, top, a->opt->n_top * sizeof *top);
@@ -348,7 +352,7 @@ static bool block_ended(struct answer *a, const char *text, size_t len)
     memmove(a->tail, a->tail + a->n_tail - keep, keep);
     memcpy(a->tail + keep, text + len - n, n);
     a->n_tail = keep + n;
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < sizeof closing / sizeof *closing; i++) {
         size_t m = strlen(closing[i]);
         if (a->n_tail >= m && memcmp(a->tail + a->n_tail - m, closing[i], m) == 0)
             return true;
@@ -369,10 +373,8 @@ static bool raw_token(struct answer *a, int32_t id, const char *text, size_t len
         return finish(a, FINISH_STOP);
     if (dsv4_token_special(a->opt->tok, id))
         len = 0;
-    if (mem_grow(&a->clean.data, &a->clean.cap, 3 * len + 16, 1, "text", &err) != 0) {
-        a->failed = true;
+    if (failure(a, mem_grow(&a->clean.data, &a->clean.cap, 3 * len + 16, 1, "text", &err)))
         return finish(a, FINISH_LENGTH);
-    }
     size_t n = dsv4_utf8_push(&a->utf8, text, len, a->clean.data);
     take_content(a, a->clean.data, n);
     return a->stopped && finish(a, FINISH_STOP_STRING);
@@ -393,7 +395,7 @@ static bool chat_token(struct answer *a, int32_t id, const char *text, size_t le
         return finish(a, FINISH_STOP);
     if (dsv4_token_special(a->opt->tok, id))
         return false;
-    dsv4_parser_feed(a->parser, text, len, &err);
+    failure(a, dsv4_parser_feed(a->parser, text, len, &err));
     if (a->stopped)
         return finish(a, FINISH_STOP_STRING);
     if (a->in_block && block_ended(a, text, len))
@@ -411,18 +413,16 @@ bool answer_token(struct answer *a, dsv4_logprob chosen, const dsv4_logprob *top
     size_t len;
     const char *text = dsv4_token_bytes(a->opt->tok, chosen.token, &len);
     bool was_thinking = a->thinking, was_block = a->in_block;
-    if (!text || mem_grow(&a->token, &a->cap_token, a->r.n_tokens + 1, sizeof *a->token, "tokens",
-                          &err) != 0) {
-        a->failed = true;
+    if (!text || failure(a, mem_grow(&a->token, &a->cap_token, a->r.n_tokens + 1, sizeof *a->token,
+                                     "tokens", &err)))
         return finish(a, FINISH_LENGTH);
-    }
     a->token[a->r.n_tokens++] = chosen.token;
     if (a->thinking) {
         a->r.n_reasoning++;
         metric_add(a->opt->metrics, COUNT_REASONING_TOKENS, 1);
     }
     if (a->matcher && (!a->thinking || a->opt->grammar_thinks) && !ends(a, chosen.token) &&
-        dsv4_matcher_accept(a->matcher, chosen.token, &err) != 0)
+        failure(a, dsv4_matcher_accept(a->matcher, chosen.token, &err)))
         return finish(a, FINISH_STOP); /* the mask leaves nothing: the text ends here */
     if (!was_thinking && !was_block && chosen.token != a->opt->eos)
         log_token(a, chosen, top);
@@ -451,7 +451,7 @@ void answer_end(struct answer *a, enum ended why)
         size_t n = dsv4_utf8_flush(&a->utf8, rest);
         take_content(a, rest, n);
     } else {
-        dsv4_parser_end(a->parser, cut, &err);
+        failure(a, dsv4_parser_end(a->parser, cut, &err));
         close_call(a, cut);
     }
     flush_content(a);
@@ -512,6 +512,15 @@ int answer_open(struct answer **out, const struct answer_options *opt, unsigned 
     }
     *out = a;
     return 0;
+}
+
+bool answer_failed(const struct answer *a)
+{
+    bool failed = a->failed || a->r.reasoning.failed || a->r.content.failed || a->name.failed ||
+                  a->arguments.failed;
+    for (size_t i = 0; i < a->r.n_calls; i++)
+        failed = failed || a->r.call[i].name.failed || a->r.call[i].arguments.failed;
+    return failed;
 }
 
 struct result *answer_result(struct answer *a)

@@ -8,6 +8,10 @@
 /* The body as JSON; replies with the failure otherwise and returns NULL. */
 json_t *api_body(struct exchange *x);
 
+/* What came of reading a body's members: rc and f, unless the values they were put together into lack
+ * something for want of memory (json_failed()). */
+int api_settled(int rc, struct failure *f);
+
 /* A request that becomes a turn: opens it with the body, names it `prefix` and the exchange's number,
  * lets the protocol read the parameters, and hands it over; or replies with the failure. */
 void api_turn(struct exchange *x, const struct shape *shape, const char *prefix,

@@ -525,6 +525,20 @@ static void on_fail(struct turn *t, const struct failure *f)
     sse_end(t);
 }
 
+static void write_arguments(struct out *o, const struct out *arguments)
+{
+    const char *text = arguments->b.data ? arguments->b.data : "";
+    json_t *v;
+    dsv4_err err;
+    int rc = json_read(&v, text, arguments->b.len, &err);
+    if (rc == 0)
+        out_add(o, text, arguments->b.len);
+    else
+        out_text(o, "{}"); /* they were cut short */
+    o->failed |= rc == DSV4_NO_MEMORY;
+    json_decref(v);
+}
+
 static void on_whole(struct turn *t)
 {
     const struct result *r = turn_result(t, 0);
@@ -551,14 +565,7 @@ static void on_whole(struct turn *t)
         out_text(&t->out, ",\"name\":");
         out_string(&t->out, r->call[i].name.b.data, r->call[i].name.b.len);
         out_text(&t->out, ",\"input\":");
-        /* arguments that were cut short are no JSON */
-        json_t *v = json_loadb(r->call[i].arguments.b.data ? r->call[i].arguments.b.data : "",
-                               r->call[i].arguments.b.len, 0, NULL);
-        if (v)
-            out_add(&t->out, r->call[i].arguments.b.data, r->call[i].arguments.b.len);
-        else
-            out_text(&t->out, "{}");
-        json_decref(v);
+        write_arguments(&t->out, &r->call[i].arguments);
         out_text(&t->out, "}");
         comma = ",";
     }
@@ -567,7 +574,6 @@ static void on_whole(struct turn *t)
     out_text(&t->out, ",");
     write_usage(t, n);
     out_text(&t->out, "}");
-    t->out.failed |= r->content.failed || r->reasoning.failed;
 }
 
 static void on_release(struct turn *t)
@@ -643,7 +649,7 @@ void api_count_tokens(struct exchange *x)
         rc = convert(&p, &chat, &parallel, &budget, &f);
     if (rc == 0)
         rc = turn_render(x->server, chat, &r, &f);
-    if (rc != 0) {
+    if (api_settled(rc, &f) != 0) {
         exchange_fail(x, &f);
     } else {
         out_printf(&o, "{\"input_tokens\":%zu}", r.n);

@@ -22,6 +22,11 @@ json_t *api_body(struct exchange *x)
     return NULL;
 }
 
+int api_settled(int rc, struct failure *f)
+{
+    return json_failed() ? fail_set(f, 503, NULL, "out of memory") : rc;
+}
+
 void api_turn(struct exchange *x, const struct shape *shape, const char *prefix,
               int (*read)(struct turn *t, struct failure *f))
 {
@@ -34,7 +39,7 @@ void api_turn(struct exchange *x, const struct shape *shape, const char *prefix,
     json_decref(body);
     if (rc == 0) {
         snprintf(t->id, sizeof t->id, "%s%s", prefix, x->id + 4); /* behind "req_" */
-        rc = read(t, &f);
+        rc = api_settled(read(t, &f), &f);
     }
     if (rc != 0)
         turn_refuse(t, x, &f);

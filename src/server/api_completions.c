@@ -182,7 +182,6 @@ static void on_whole(struct turn *t)
         out_text(&t->out, i ? "," : "");
         write_choice(t, i, r->content.b.data ? r->content.b.data : "", r->content.b.len,
                      finish_name(r->finish));
-        t->out.failed |= r->content.failed;
     }
     out_text(&t->out, "],");
     write_usage(t);

@@ -153,7 +153,7 @@ void api_tokenize(struct exchange *x)
     bool pieces = false;
     if (!body)
         return;
-    if (tokenize(x, body, &r, &pieces, &f) != 0) {
+    if (api_settled(tokenize(x, body, &r, &pieces, &f), &f) != 0) {
         exchange_fail(x, &f);
     } else {
         out_printf(&o, "{\"count\":%zu,\"max_model_len\":%zu,\"tokens\":", r.n,

@@ -306,7 +306,6 @@ static void chat_whole(struct turn *t)
         out_text(&t->out, ",\"logprobs\":");
         write_logprobs(t, r, 0);
         out_printf(&t->out, ",\"finish_reason\":\"%s\"}", finish_name(r->finish));
-        t->out.failed |= r->content.failed || r->reasoning.failed;
     }
     out_text(&t->out, "],\"usage\":");
     write_usage(t);

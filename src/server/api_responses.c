@@ -374,6 +374,7 @@ static void write_response(struct turn *t, const char *status, bool usage, const
     out_cstring(o, t->x->server->opt->model_name);
     out_text(o, ",\"output\":[");
     out_add(o, w->items.b.data, w->items.b.len);
+    o->failed |= w->items.failed;
     out_printf(o,
                "],\"parallel_tool_calls\":%s,\"previous_response_id\":null,\"store\":false,"
                "\"temperature\":",
@@ -632,7 +633,6 @@ static void on_whole(struct turn *t)
     }
     close_item(t);
     write_response(t, is_cut(t) ? "incomplete" : "completed", true, NULL);
-    t->out.failed |= w->items.failed || r->content.failed || r->reasoning.failed;
 }
 
 static void on_release(struct turn *t)

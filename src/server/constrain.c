@@ -112,6 +112,34 @@ static void keep(struct grammars *g, const struct grammar_want *w, struct gramma
     pthread_mutex_unlock(&g->lock);
 }
 
+static int compile(const struct grammars *g, const struct grammar_want *w, dsv4_grammar **out,
+                   dsv4_err *err)
+{
+    switch (w->kind) {
+    case GRAMMAR_JSON: return dsv4_grammar_json_schema(out, g->tok, w->text, w->len, err);
+    case GRAMMAR_GBNF: return dsv4_grammar_open(out, g->tok, w->text, w->len, err);
+    default:
+        return dsv4_grammar_tools(out, g->tok, g->dialect, w->text, w->len, w->choice, w->name,
+                                  w->parallel, err);
+    }
+}
+
+/* Nothing comes of a text that jansson had to read in its spare space. */
+static int compile_safely(const struct grammars *g, const struct grammar_want *w,
+                          dsv4_grammar **out, dsv4_err *err)
+{
+    TRY(json_spare_begin(w->len, err));
+    (void)json_failed();
+    int rc = compile(g, w, out, err);
+    if (json_failed()) {
+        if (rc == 0)
+            dsv4_grammar_close(*out);
+        rc = err_memory(err, w->len, "a grammar");
+    }
+    json_spare_end();
+    return rc;
+}
+
 int grammar_get(struct grammars *g, const struct grammar_want *w, struct grammar_ref **out,
                 dsv4_err *err)
 {
@@ -122,14 +150,7 @@ int grammar_get(struct grammars *g, const struct grammar_want *w, struct grammar
     if (w->len > MAX_TEXT)
         return err_set(err, DSV4_REFUSED, "%zu bytes of a grammar; at most %d are taken", w->len,
                        MAX_TEXT);
-    switch (w->kind) {
-    case GRAMMAR_JSON: TRY(dsv4_grammar_json_schema(&made, g->tok, w->text, w->len, err)); break;
-    case GRAMMAR_GBNF: TRY(dsv4_grammar_open(&made, g->tok, w->text, w->len, err)); break;
-    case GRAMMAR_TOOLS:
-        TRY(dsv4_grammar_tools(&made, g->tok, g->dialect, w->text, w->len, w->choice, w->name,
-                               w->parallel, err));
-        break;
-    }
+    TRY(compile_safely(g, w, &made, err));
     struct grammar_ref *r;
     int rc = mem_alloc(&r, 1, sizeof *r, "a grammar", err);
     if (rc != 0) {

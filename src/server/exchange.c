@@ -46,6 +46,11 @@ static void begin(struct exchange *x, int status, const char *type)
     x->touched = clock_seconds();
 }
 
+static enum protocol protocol(const struct exchange *x)
+{
+    return x->route ? x->route->protocol : PROTOCOL_OPENAI;
+}
+
 void exchange_reply(struct exchange *x, int status, const char *type, struct out *o)
 {
     pthread_mutex_lock(&x->lock);
@@ -55,10 +60,11 @@ void exchange_reply(struct exchange *x, int status, const char *type, struct out
         x->out = *o;
         *o = was;
         if (x->out.failed) {
+            struct failure f;
             out_free(&x->out);
             x->type = "application/json";
-            out_text(&x->out, "{\"error\":{\"message\":\"out of memory\",\"type\":\"server_error\","
-                              "\"param\":null,\"code\":null}}");
+            fail_set(&f, 500, NULL, "out of memory");
+            failure_body(&x->out, protocol(x), &f, x->id); /* or the connection is closed */
         }
         x->complete = true;
     }
@@ -109,7 +115,7 @@ void exchange_end(struct exchange *x)
 void exchange_fail(struct exchange *x, const struct failure *f)
 {
     struct out o = {0};
-    failure_body(&o, x->route ? x->route->protocol : PROTOCOL_OPENAI, f, x->id);
+    failure_body(&o, protocol(x), f, x->id);
     x->retry = f->retry;
     exchange_reply(x, f->status, "application/json", &o);
 }

@@ -195,7 +195,8 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *con, const c
     return http_answer(con, x, x->status == 413);
 }
 
-/* The first that is heard of a request. The result is the state that on_request gets. */
+/* The first that is heard of a request. The result is the state that on_request gets; NULL, for want of
+ * memory, closes the connection. */
 static void *on_uri(void *arg, const char *uri, struct MHD_Connection *con)
 {
     struct http *h = arg;
@@ -204,8 +205,10 @@ static void *on_uri(void *arg, const char *uri, struct MHD_Connection *con)
     (void)con;
     if (exchange_open(&x, h->server, &err) != 0)
         return NULL;
-    if (!gate_uri(uri))
-        x->path = strdup(uri);
+    if (!gate_uri(uri) && !(x->path = strdup(uri))) {
+        exchange_unref(x);
+        return NULL;
+    }
     return x;
 }
 

@@ -89,7 +89,7 @@ enum MHD_Result http_answer(struct MHD_Connection *con, struct exchange *x, bool
     unsigned status = (unsigned)x->status;
     if (status && x->sse) {
         stream = true;
-    } else if (status && x->complete) {
+    } else if (status && x->complete && !x->out.failed) {
         size_t len = x->out.b.len;
         r = MHD_create_response_from_buffer(len, x->out.b.data, MHD_RESPMEM_MUST_COPY);
     }

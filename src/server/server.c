@@ -23,6 +23,7 @@ static int open_all(struct server *s, dsv4_err *err)
     so.log = note;
     so.stepped = stepped;
     so.arg = s;
+    json_watch();
     TRY(grammars_open(&s->grammars, s->tok, s->dialect, err));
     TRY(memory_open(&s->memory, err));
     TRY(http_open(&s->http, s, err));

@@ -2,6 +2,7 @@
  *
  *   http*.c, gate.c    connections (libmicrohttpd, one thread), what is let through
  *   exchange.c         one request and its reply, shared by the threads that work on it
+ *   json.c             JSON in, also when memory is short
  *   route.c, work.c    which function answers which path; threads that decode requests
  *   api_*.c            protocols: translate bodies to turns and events to bodies, decide nothing
  *   turn.c, answer.c   a request for text: prompts and choices; tokens -> events of one choice
@@ -40,8 +41,20 @@ void out_json(struct out *o, const json_t *v);
 void out_number(struct out *o, double x);
 void out_free(struct out *o);
 
+/* ------------------------------------------------------------------ JSON (json.c) */
+
 /* JSON text -> value. Duplicate keys, depth above 128 and trailing text are refused. */
 int json_read(json_t **out, const char *text, size_t len, dsv4_err *err);
+/* Gives jansson, for the whole process, allocation functions that remember failures and know of the spare
+ * space below. Before threads start. */
+void json_watch(void);
+/* Whether an allocation of jansson's has failed on this thread since it began to read a text or was asked
+ * this. */
+bool json_failed(void);
+/* Around calls that read JSON of len bytes on this thread: jansson must not run out of memory in the middle
+ * (json.c says why). Nothing that it makes in between may be kept. Not nested. */
+int json_spare_begin(size_t len, dsv4_err *err);
+void json_spare_end(void);
 
 /* ------------------------------------------------------------------ metrics (metrics.c)
  * Counters of the whole server, shared by all threads. */

@@ -237,9 +237,13 @@ int turn_render(struct server *s, json_t *chat, struct rendered *r, struct failu
         out_free(&o);
         return fail_set(f, 503, NULL, "out of memory");
     }
-    int rc = dsv4_request(s->dialect, o.b.data, o.b.len, &json, &err);
-    if (rc == 0)
-        rc = dsv4_render(s->dialect, json, strlen(json), &r->prompt, &err);
+    int rc = json_spare_begin(2 * o.b.len, &err); /* dsv4_request() adds little to it */
+    if (rc == 0) {
+        rc = dsv4_request(s->dialect, o.b.data, o.b.len, &json, &err);
+        if (rc == 0)
+            rc = dsv4_render(s->dialect, json, strlen(json), &r->prompt, &err);
+        json_spare_end();
+    }
     if (rc == 0 && r->prompt->n_images > 0)
         rc = err_set(&err, DSV4_REFUSED, "images are not understood here");
     if (rc == 0)
@@ -429,6 +433,8 @@ static void on_ended(void *arg, unsigned choice, enum ended why)
         fail_set(&t->failure, 503, NULL, "there was no time left to begin with this request");
         t->failure.retry = 5;
     }
+    if (answer_failed(t->answer[i]) && !t->failure.status)
+        fail_set(&t->failure, 503, NULL, "out of memory");
     if (r->n_calls > 0)
         memory_put(t->x->server->memory, t->x->client, r->call[0].id, r->reasoning.b.data,
                    r->reasoning.b.len);

@@ -123,6 +123,8 @@ int answer_open(struct answer **out, const struct answer_options *opt, unsigned 
                 void *arg, dsv4_err *err);
 void answer_close(struct answer *a);
 struct result *answer_result(struct answer *a);
+/* Memory was short: the result is not the model's answer. */
+bool answer_failed(const struct answer *a);
 /* The three questions of the scheduler (struct job_ops). */
 const uint32_t *answer_allow(struct answer *a);
 bool answer_forced(struct answer *a, int32_t *token);
