@@ -35,7 +35,8 @@ static int by_name(const void *a, const void *b)
 static int sort_tensors(struct store *s, dsv4_err *err)
 {
     struct tensor *t = s->list.t;
-    qsort(t, s->list.n, sizeof *t, by_name);
+    if (s->list.n > 0)
+        qsort(t, s->list.n, sizeof *t, by_name);
     for (size_t i = 1; i < s->list.n; i++) {
         if (strcmp(t[i - 1].name, t[i].name) != 0)
             continue;
@@ -51,7 +52,7 @@ static int sort_tensors(struct store *s, dsv4_err *err)
 const struct tensor *store_find(const struct store *s, const char *name)
 {
     const struct tensor key = {.name = name};
-    return bsearch(&key, s->list.t, s->list.n, sizeof key, by_name);
+    return s->list.n ? bsearch(&key, s->list.t, s->list.n, sizeof key, by_name) : NULL;
 }
 
 size_t store_count(const struct store *s)
