@@ -150,7 +150,8 @@ void panel_unpack(uint8_t *codes, size_t code_ld, uint8_t *scales, size_t scale_
                   const struct wmat *w, size_t panel)
 {
     size_t first = panel * PANEL, rows = w->rows - first < PANEL ? w->rows - first : PANEL;
-    const uint8_t *in = w->codes + panel * w->code_ld, *s = w->scales + panel * w->scale_ld;
+    const uint8_t *in = w->codes + panel * w->code_ld;
+    const uint8_t *s = w->scales ? w->scales + panel * w->scale_ld : NULL; /* bf16 has none */
     for (size_t u = 0; u < w->code_ld / (4 * PANEL); u++)
         for (size_t r = 0; r < rows; r++)
             memcpy(codes + r * code_ld + u * 4, in + (u * PANEL + r) * 4, 4);

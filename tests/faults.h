@@ -469,7 +469,8 @@ static void faults_prepare(enum fault kind, uint64_t n, bool forever)
     faults.n = n;
     faults.forever = forever;
     faults.relented = false;
-    faults.calls = faults.fired = faults.n_live = faults.n_maps = 0;
+    faults.n_maps = 0;
+    faults.calls = faults.fired = faults.n_live = 0;
     faults.n_frames = 0;
 }
 
