@@ -308,7 +308,7 @@ asan:
 
 ubsan:
 	$(call variant,ubsan) CC=$(CLANG) OPT=-O1 SAN='-fsanitize=$(MORE_UB) $(STRICT)' TEST_SH= \
-	    TESTS='$(filter-out %/check_faults,$(CHECK_SRC:tests/%.c=build/ubsan/tests/%))' check-only
+	    TESTS='$(filter-out %faults,$(CHECK_SRC:tests/%.c=build/ubsan/tests/%))' check-only
 
 # clang, because its OpenMP tells ThreadSanitizer (through libarcher, which lies beside it) what waits for
 # what; gcc's does not. Only the tests that have threads.
