@@ -5,9 +5,12 @@
 
 #include "simd/codes.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { SUPER = 256, SPAN = 256 };
+
+static const uint16_t f16_nan = 0x7e00;
 
 static float half_at(const uint8_t *p)
 {
@@ -321,6 +324,19 @@ void row_floats(const struct kernels *k, float *out, const struct wmat *w, size_
         k->decode(out, w, r);
 }
 
+/* Groups with a NaN or an infinity, a bit each, become zeros: encoding takes no such numbers. */
+static unsigned take_bad_groups(float *x, size_t cols)
+{
+    unsigned bad = 0;
+    for (size_t c = 0; c < cols; c++)
+        if (!isfinite(x[c]))
+            bad |= 1u << c / GROUP;
+    for (size_t c = 0; bad && c < cols; c++)
+        if (bad >> c / GROUP & 1)
+            x[c] = 0;
+    return bad;
+}
+
 void block_encode_span(uint8_t *codes, uint8_t *scales, const struct wmat *w, size_t row, size_t at,
                        size_t cols)
 {
@@ -330,7 +346,11 @@ void block_encode_span(uint8_t *codes, uint8_t *scales, const struct wmat *w, si
     if (!t->recode) {
         float x[SPAN];
         block_decode(t, x, b, cols);
+        unsigned bad = take_bad_groups(x, cols);
         encode_row(NULL, codes, scales, wtype_of(w), x, cols, NULL, EFFORT_ABSMAX);
+        for (size_t g = 0; g < cols / GROUP; g++)
+            if (bad >> g & 1)
+                memcpy(scales + g * unit, &f16_nan, unit);
         return;
     }
     for (size_t c = 0; c < cols; c += GROUP, b += t->bytes) {

@@ -93,7 +93,8 @@ void block_decode(const struct block_type *t, float *out, const uint8_t *row, si
 /* Row r of any matrix as floats [w->cols]: k->decode(), and for rows of blocks block_decode(). */
 void row_floats(const struct kernels *k, float *out, const struct wmat *w, size_t r);
 /* Columns at .. at + cols of a row of w (multiples of block_cols(), cols at most 256) -> plain codes and scales
- * of w's format: the same numbers where the format has them, the nearest otherwise. */
+ * of w's format: the same numbers where the format has them, the nearest otherwise. The scale of a group that holds a
+ * NaN or an infinity is one, too. */
 void block_encode_span(uint8_t *codes, uint8_t *scales, const struct wmat *w, size_t row, size_t at,
                        size_t cols);
 

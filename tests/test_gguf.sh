@@ -215,4 +215,20 @@ if [ $? -eq 1 ] && [ ! -e "$T/full.gguf" ]; then pass; else fail "a file that ca
 says err 'model.gguf: cannot .*: File too large'
 run 0 "$Q" -q --to gguf "$T/source" "$T/full.gguf"
 if cmp -s "$T/written.gguf" "$T/full.gguf" && [ ! -e "$T/full.gguf.partial" ]; then pass; else fail "after a full disk"; fi
+# An f16 scale that is no number, of blocks that are kept and of blocks that are encoded.
+for type in Q8_0 Q4_K; do
+    write made "$T/nan.gguf" BF16 $type
+    "$venv/bin/python" - "$T/nan.gguf" <<'EOF'
+import sys, gguf
+t = next(t for t in gguf.GGUFReader(sys.argv[1], "r+").tensors if t.name == "blk.1.attn_kv.weight")
+t.data[3, 0:2] = (0, 0x7e)
+EOF
+    run 3 "$D" -m "$T/nan.gguf" -n 1 x
+    says err 'blk.1.attn_kv.weight holds a NaN'
+    run 3 "$Q" -q "$T/nan.gguf" "$T/nan"
+    says err 'blk.1.attn_kv.weight holds a NaN or an infinity'
+    run 0 "$Q" -q --allow-nan "$T/nan.gguf" "$T/nan"
+    run 0 "$D" -m "$T/nan" --greedy -n 2 --ctx 512 x
+    rm -rf "$T/nan"
+done
 closing_line

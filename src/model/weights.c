@@ -157,11 +157,25 @@ static void pack_rows(const struct matrix *w, const struct part *p, size_t r0, s
     }
 }
 
+/* Whether n bytes of f16 hold a NaN or an infinity. */
+static bool half_has_nan(const uint8_t *p, size_t n)
+{
+    for (size_t i = 0; i + 2 <= n; i += 2) {
+        uint16_t v;
+        memcpy(&v, p + i, sizeof v);
+        if ((v & 0x7c00) == 0x7c00)
+            return true;
+    }
+    return false;
+}
+
 /* Looks at rows that were just packed, while they are in the cache. */
-static bool has_nan(const struct part *p, size_t r0, size_t r1)
+static bool has_nan(const struct part *p, bool blocks, size_t r0, size_t r1)
 {
     size_t first = (r0 - p->first) / PANEL, n = (r1 - r0 + PANEL - 1) / PANEL;
     const struct wmat *w = &p->w;
+    if (blocks && wformat_has_halves(w->format))
+        return half_has_nan(w->scales + first * w->scale_ld, n * w->scale_ld);
     if (w->format == W_E4M3 && e4m3_has_nan(w->codes + first * w->code_ld, n * w->code_ld))
         return true;
     return (w->format == W_E4M3 || w->format == W_E2M1) &&
@@ -181,7 +195,7 @@ static void pack_share(const struct lane *l, struct loading *s, const struct mat
         for (size_t r = from; r < to; r += LOOK) {
             size_t stop = to - r < LOOK ? to : r + LOOK;
             pack_rows(w, p, r, stop);
-            if (has_nan(p, r, stop))
+            if (has_nan(p, w->stored.blocks != NULL, r, stop))
                 atomic_store(&s->bad, w);
         }
         advise_rows(w, from, to, MADV_DONTNEED);
