@@ -6,15 +6,9 @@ void encode_error(struct encode_error *sum, const struct kernels *k, const struc
                   uint8_t *scales, float *back)
 {
     encode_row(k, codes, scales, t, x, cols, importance, EFFORT_SEARCH);
-    const struct wmat w = {.format = t->format,
-                           .rows = 1,
-                           .cols = (uint32_t)cols,
-                           .block_rows = 1,
-                           .block_cols = GROUP,
-                           .table = t->table,
-                           .codes = codes,
-                           .scales = scales,
-                           .code_ld = wformat_row_bytes(t->format, cols)};
+    struct wmat w = plain_shape(t, 1, (uint32_t)cols);
+    w.codes = codes;
+    w.scales = scales;
     k->decode(back, &w, 0);
     for (size_t c = 0; c < cols; c++) {
         double weight = importance ? (double)importance[c] : 1, d = (double)back[c] - (double)x[c];

@@ -35,6 +35,19 @@ static size_t scale_unit(enum wformat f)
     return f == W_E2M1 ? 1 : wformat_has_halves(f) ? 2 : 0;
 }
 
+struct wmat plain_shape(const struct wtype *t, uint32_t rows, uint32_t cols)
+{
+    struct wmat w = {.format = t->format,
+                     .rows = rows,
+                     .cols = cols,
+                     .block_rows = 1,
+                     .block_cols = GROUP,
+                     .table = t->table,
+                     .code_ld = wformat_row_bytes(t->format, cols)};
+    w.scale_ld = scale_bytes(&w);
+    return w;
+}
+
 struct wmat panel_shape(const struct wmat *plain, size_t rows)
 {
     struct wmat w = *plain;

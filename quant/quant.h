@@ -107,6 +107,9 @@ void block_row(const struct block_type *t, uint8_t *out, const uint8_t *codes,
 /* Whether a plain matrix can become panels: format, cols, blocks. */
 bool panel_fits(const struct wmat *plain);
 
+/* A plain matrix of a type, without addresses: a scale for every 32 columns of a row. */
+struct wmat plain_shape(const struct wtype *t, uint32_t rows, uint32_t cols);
+
 /* The first `rows` rows of `plain` as panels: everything but codes and scales (NULL), of which
  * panel_count() times code_ld and scale_ld bytes are needed. */
 struct wmat panel_shape(const struct wmat *plain, size_t rows);

@@ -455,8 +455,10 @@ typedef struct dsv4_convert_options {
     bool dynamic; /* each matrix by itself; otherwise those of one class in a layer together */
     const char
         *sensitivity; /* a file of dsv4_sensitivity; default: figures of the embedded model */
-    void (*chosen)(void *arg, const char *json); /* hears what was chosen, and why; or NULL */
-    void *chosen_arg;
+    /* Hears before a conversion begins what was decided for it: the members "choice" (of types) and "pruning" of a
+     * plan. Not called where neither is asked for; or NULL. */
+    void (*decided)(void *arg, const char *json);
+    void *decided_arg;
     uint64_t shard_bytes; /* of one file; default 4 GiB */
     uint64_t max_ram;     /* for buffers; default: a quarter of what is free */
     uint64_t

@@ -191,15 +191,31 @@ static bool show_progress(void *arg, uint64_t done, uint64_t total)
     return interrupted();
 }
 
-/* Before a conversion begins. A plan has it among the rest. */
-static void show_choice(void *arg, const char *json)
+static void show_pruning(struct program *p, const json_t *x)
 {
-    const struct watch *w = arg;
+    stream_printf(&p->term.err,
+                  "%d of %d experts of a layer stay; they gave %.1f %% of the calibration's "
+                  "router-weighted norm, %.1f %% in layer %d\n",
+                  (int)json_integer_value(json_object_get(x, "kept")),
+                  (int)json_integer_value(json_object_get(x, "experts")),
+                  100 * json_real_value(json_object_get(x, "norm_kept_mean")),
+                  100 * json_real_value(json_object_get(x, "norm_kept_worst")),
+                  (int)json_integer_value(json_object_get(x, "worst_layer")));
+}
+
+/* Before a conversion begins. */
+static void show_decisions(void *arg, const char *json)
+{
+    struct program *p = ((const struct watch *)arg)->p;
     json_t *j = json_loads(json, 0, NULL);
+    const json_t *pruning = json_object_get(j, "pruning");
+    json_t *choice = json_object_get(j, "choice");
     struct bytes b = {0};
     dsv4_err err;
-    if (!w->p->term.quiet && j && report_text(j, &b, &err) == 0)
-        stream_bytes(&w->p->term.err, b.data, b.len);
+    if (pruning && !p->term.quiet)
+        show_pruning(p, pruning);
+    if (choice && !p->term.quiet && report_text(choice, &b, &err) == 0)
+        stream_bytes(&p->term.err, b.data, b.len);
     free(b.data);
     json_decref(j);
 }
@@ -228,8 +244,8 @@ static dsv4_convert_options convert_options(const struct values *v, struct watch
         .bits = (double)v->bits,
         .dynamic = v->dynamic,
         .sensitivity = v->sensitivities,
-        .chosen = v->dry_run ? NULL : show_choice,
-        .chosen_arg = w,
+        .decided = show_decisions,
+        .decided_arg = w,
         .shard_bytes = v->shard_size,
         .gguf = v->to == TO_GGUF,
         .max_ram = v->max_ram,
@@ -261,35 +277,9 @@ static int dry_run_as(struct program *p, const char *as, const dsv4_convert_opti
     return show_json(p, json, err);
 }
 
-/* Says which experts stay. */
-static int show_pruning(struct program *p, const char *src, const dsv4_convert_options *o,
-                        dsv4_err *err)
-{
-    char *json;
-    TRY(dsv4_convert_plan(src, o, &json, err));
-    json_t *plan = json_loads(json, 0, NULL), *x = json_object_get(plan, "pruning");
-    dsv4_free(json);
-    if (!x) {
-        json_decref(plan);
-        return err_memory(err, 0, "a plan");
-    }
-    stream_printf(&p->term.err,
-                  "%d of %d experts of a layer stay; they gave %.1f %% of the calibration's "
-                  "router-weighted norm, %.1f %% in layer %d\n",
-                  (int)json_integer_value(json_object_get(x, "kept")),
-                  (int)json_integer_value(json_object_get(x, "experts")),
-                  100 * json_real_value(json_object_get(x, "norm_kept_mean")),
-                  100 * json_real_value(json_object_get(x, "norm_kept_worst")),
-                  (int)json_integer_value(json_object_get(x, "worst_layer")));
-    json_decref(plan);
-    return 0;
-}
-
 static int convert(struct program *p, const char *src, const char *dst,
                    const dsv4_convert_options *o, struct watch *w, dsv4_err *err)
 {
-    if (o->prune_experts && !p->term.quiet)
-        TRY(show_pruning(p, src, o, err));
     w->begin = clock_seconds();
     int rc = dsv4_convert(src, dst, o, err);
     status_clear(&p->term);

@@ -70,9 +70,9 @@ struct choosing {
 
 static uint64_t out_bytes(const struct job *j)
 {
-    if (!j->type)
-        return j->from->bytes;
-    return (uint64_t)panel_count(&j->out) * (j->out.code_ld + j->out.scale_ld);
+    uint64_t part[2];
+    job_sizes(j, part);
+    return part[0] + part[1];
 }
 
 static void set_bytes(struct free_matrix *m)
@@ -333,11 +333,6 @@ static int spend(struct choosing *c, dsv4_err *err)
     return 0;
 }
 
-static double gib(uint64_t bytes)
-{
-    return (double)bytes / (double)(1ull << 30);
-}
-
 /* What may be spent on these matrices. */
 static int set_budget(struct choosing *c, const struct plan *p, dsv4_err *err)
 {
@@ -367,14 +362,22 @@ static int set_budget(struct choosing *c, const struct plan *p, dsv4_err *err)
     return 0;
 }
 
+/* A matrix stays native where the type of its unit would not make it smaller. */
+static int type_of(const struct unit *u, const struct free_matrix *m)
+{
+    int t = u->point[u->at].type;
+    return m->bytes[t] < m->bytes[NATIVE] ? t : NATIVE;
+}
+
 static void set_types(struct choosing *c)
 {
     for (size_t i = 0; i < c->n_units; i++) {
         const struct unit *u = &c->unit[i];
-        int t = u->point[u->at].type;
-        for (size_t k = u->first; k < u->first + u->n; k++)
-            if (t < NATIVE && c->m[k].bytes[t] < c->m[k].bytes[NATIVE])
+        for (size_t k = u->first; k < u->first + u->n; k++) {
+            int t = type_of(u, &c->m[k]);
+            if (t < NATIVE)
                 job_set_type(c->m[k].job, wtype_named(types[t].name));
+        }
     }
 }
 
@@ -412,15 +415,13 @@ static void gather(const struct choosing *c, enum tensor_class class, int type, 
         const struct unit *u = &c->unit[i];
         for (size_t k = u->first; k < u->first + u->n; k++) {
             const struct free_matrix *m = &c->m[k];
-            int t = u->point[u->at].type;
-            t = m->bytes[t] < m->bytes[NATIVE] ? t : NATIVE;
             unsigned l;
-            if (m->job->class != class || t != type)
+            if (m->job->class != class || type_of(u, m) != type)
                 continue;
             out->tensors++;
             out->weights += (uint64_t)m->job->in.rows * m->job->in.cols;
-            out->bytes += m->bytes[t];
-            out->kl += m->kl[t];
+            out->bytes += m->bytes[type];
+            out->kl += m->kl[type];
             if (sscanf(m->key, "layers.%u.", &l) == 1 && l < MAX_LAYERS_TOLD)
                 out->layer[l] = true;
         }

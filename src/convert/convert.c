@@ -13,7 +13,8 @@ struct conversion {
     struct store *importance; /* or NULL */
     struct pruning *pruning;  /* or NULL */
     struct plan plan;
-    json_t *chosen; /* or NULL: what types were chosen, and why */
+    struct memory_beside beside; /* of plans, and where types were chosen */
+    json_t *chosen;              /* or NULL: what types were chosen, and why */
 };
 
 static void conversion_close(struct conversion *c)
@@ -63,23 +64,16 @@ static int check_options(const dsv4_convert_options *o, dsv4_err *err)
 /* Types for the matrices that no rule speaks of. */
 static int choose(struct conversion *c, const dsv4_convert_options *o, dsv4_err *err)
 {
-    struct memory_beside b;
-    TRY(memory_beside(&b, &c->source, o, err));
+    TRY(memory_beside(&c->beside, &c->source, o, err));
+    const struct memory_beside *b = &c->beside;
     struct choose_options how = {.sensitivity = o->sensitivity,
                                  .fit = o->fit,
-                                 .beside = b.caches + b.buffers + b.other,
-                                 .ctx = b.ctx,
+                                 .beside = b->caches + b->buffers + b->other,
+                                 .ctx = b->ctx,
                                  .bits = o->bits,
                                  .each = o->dynamic,
                                  .threads = (int)(o->threads < MAX_LANES ? o->threads : MAX_LANES)};
-    TRY(choose_types(&c->plan, &c->source, c->importance, &how, &c->chosen, err));
-    if (!o->chosen)
-        return 0;
-    char *text;
-    TRY(json_write(&text, c->chosen, JSON_INDENT(1), err));
-    o->chosen(o->chosen_arg, text);
-    free(text);
-    return 0;
+    return choose_types(&c->plan, &c->source, c->importance, &how, &c->chosen, err);
 }
 
 static int read_importance(struct conversion *c, const dsv4_convert_options *o, dsv4_err *err)
@@ -137,16 +131,15 @@ static int describe(const char *src, const char *config, size_t len,
 {
     static const dsv4_convert_options defaults;
     struct conversion c;
-    struct memory_beside beside;
     *json = NULL;
     opt = opt ? opt : &defaults;
     if (config && opt->prune_experts)
         return err_set(err, DSV4_USAGE,
                        "which experts stay is decided by a checkpoint's routers, not by a config");
     TRY(conversion_open(&c, src, config, len, opt, err));
-    int rc = memory_beside(&beside, &c.source, opt, err);
+    int rc = chooses(opt) ? 0 : memory_beside(&c.beside, &c.source, opt, err);
     if (rc == 0)
-        rc = convert_plan_json(&c.plan, &beside, c.chosen, json, err);
+        rc = convert_plan_json(&c.plan, &c.beside, c.chosen, json, err);
     conversion_close(&c);
     return rc;
 }
@@ -162,6 +155,21 @@ int dsv4_convert_plan_config(const char *config, size_t len, const dsv4_convert_
     return describe(NULL, config, len, opt, json, err);
 }
 
+static int tell_decisions(const struct conversion *c, const dsv4_convert_options *o, dsv4_err *err)
+{
+    char *text;
+    if (!o->decided || (!c->chosen && !c->pruning))
+        return 0;
+    json_t *j = json_object();
+    bool whole = j && plan_decisions(&c->plan, c->chosen, j);
+    int rc = whole ? json_write(&text, j, JSON_INDENT(1), err) : err_memory(err, 0, "a plan");
+    json_decref(j);
+    TRY(rc);
+    o->decided(o->decided_arg, text);
+    free(text);
+    return 0;
+}
+
 int dsv4_convert(const char *src, const char *dst, const dsv4_convert_options *opt, dsv4_err *err)
 {
     static const dsv4_convert_options defaults;
@@ -169,7 +177,9 @@ int dsv4_convert(const char *src, const char *dst, const dsv4_convert_options *o
     struct output out;
     opt = opt ? opt : &defaults;
     TRY(conversion_open(&c, src, NULL, 0, opt, err));
-    int lanes, rc = convert_lanes(&c.plan, opt, &lanes, err);
+    int lanes, rc = tell_decisions(&c, opt, err);
+    if (rc == 0)
+        rc = convert_lanes(&c.plan, opt, &lanes, err);
     if (rc == 0)
         rc = output_open(&out, &c.plan, dst, opt->restart, err);
     if (rc == 0) {

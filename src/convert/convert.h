@@ -39,6 +39,9 @@ void source_row(const struct source *s, const struct wmat *w, size_t r, float *o
  * they are replaced by zeros. */
 size_t bad_values(enum dtype t, const uint8_t *data, size_t n, uint8_t *zeroed);
 
+/* Number i of a tensor of I64 or I32. */
+int64_t integer_at(const struct tensor *t, uint64_t i);
+
 /* ------------------------------------------------------------------ memory.c */
 
 /* Bytes of memory that an engine takes beside its weights, with one sequence of ctx tokens. */
@@ -165,7 +168,7 @@ struct job {
     bool rows; /* matrices: plain rows, one behind the other, instead of panels */
     const struct block_type *blocks; /* of which they are made; NULL: of numbers */
     bool exact;                      /* what is encoded has to stay the same numbers */
-    /* importance_open(): of the inputs, [cols] and [cols][cols], or NULL */
+    /* importance_join(): of the inputs, [cols] and [cols][cols], or NULL */
     const float *importance, *covariance;
     /* plan_layout() */
     uint32_t shard;
@@ -205,7 +208,9 @@ bool job_set_type(struct job *j, const struct wtype *type);
 void convert_plan_close(struct plan *p);
 /* Is it a weight that stays in memory? */
 bool job_in_memory(const struct job *j);
-/* What it amounts to, as JSON text; chosen: of choose_types(), or NULL. */
+/* Adds the members "choice" (chosen: of choose_types(), or NULL) and "pruning"; false: no memory. */
+bool plan_decisions(const struct plan *p, struct json_t *chosen, struct json_t *to);
+/* What it amounts to, as JSON text. */
 int convert_plan_json(const struct plan *p, const struct memory_beside *beside,
                       struct json_t *chosen, char **json, dsv4_err *err);
 
@@ -242,6 +247,9 @@ int choose_types(struct plan *p, const struct source *source, const struct store
                  const struct choose_options *o, struct json_t **told, dsv4_err *err);
 
 /* ------------------------------------------------------------------ layout.c */
+
+/* Bytes that the data of a job have in a directory: codes or all, scales. */
+void job_sizes(const struct job *j, uint64_t bytes[2]);
 
 /* Shards of about so many bytes, the place of everything in them, their headers. */
 int plan_layout(struct plan *p, uint64_t shard_bytes, dsv4_err *err);

@@ -124,21 +124,15 @@ bool gguf_leaves_out(const struct config *c, const char *name)
            layer < c->n_hash_layers;
 }
 
-/* Goes with its matrix. */
-static bool is_scale(const struct job *j)
-{
-    size_t n = strlen(j->name);
-    return n > 6 && strcmp(j->name + n - 6, ".scale") == 0;
-}
-
 static int set_jobs(struct plan *p, dsv4_err *err)
 {
+    char weight[MATRIX_NAME];
     size_t kept = 0;
     for (size_t i = 0; i < p->n; i++) {
         struct job *j = &p->job[i];
         bool out = gguf_leaves_out(p->source->cfg, j->name);
         p->left_out += out;
-        if (out || is_scale(j))
+        if (out || scaled_name(j->name, weight, sizeof weight)) /* which goes with its matrix */
             continue;
         TRY(find_matrix(p->source, j, err));
         TRY(j->type ? set_matrix(p, j, err) : set_other(j, err));

@@ -103,17 +103,16 @@ static int build_shard(struct plan *p, struct shard *s, dsv4_err *err)
     return 0;
 }
 
-static void set_sizes(struct job *j)
+void job_sizes(const struct job *j, uint64_t bytes[2])
 {
-    j->bytes[1] = 0;
     if (!j->type) {
-        j->bytes[0] = j->to->bytes;
-        j->bytes[1] = j->to_scale ? j->to_scale->bytes : 0;
+        bytes[0] = j->to->bytes;
+        bytes[1] = j->to_scale ? j->to_scale->bytes : 0;
         return;
     }
     uint64_t panels = panel_count(&j->out);
-    j->bytes[0] = panels * j->out.code_ld;
-    j->bytes[1] = panels * j->out.scale_ld;
+    bytes[0] = panels * j->out.code_ld;
+    bytes[1] = panels * j->out.scale_ld;
 }
 
 /* FNV-1a */
@@ -153,7 +152,7 @@ int plan_layout(struct plan *p, uint64_t shard_bytes, dsv4_err *err)
     uint64_t size = 0;
     for (size_t i = 0; i < p->n; i++) {
         struct job *j = &p->job[i];
-        set_sizes(j);
+        job_sizes(j, j->bytes);
         uint64_t n = j->bytes[0] + j->bytes[1];
         if (p->n_shards == 0 || (size > 0 && size + n > shard_bytes)) {
             TRY(mem_grow(&p->shard, &cap, p->n_shards + 1, sizeof *p->shard, "shards", err));

@@ -262,11 +262,6 @@ static int resume(struct output *o, bool restart, dsv4_err *err)
     return write_state(o, err);
 }
 
-static double gib(uint64_t bytes)
-{
-    return (double)bytes / (double)(1ull << 30);
-}
-
 /* Room for what is still to be written. */
 static int check_room(const struct output *o, dsv4_err *err)
 {

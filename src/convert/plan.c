@@ -16,17 +16,6 @@ static uint64_t panel_bytes(const struct wmat *w)
     return (uint64_t)shape.code_ld + shape.scale_ld;
 }
 
-/* The matrix in another type, plain, no addresses. */
-static struct wmat retyped(const struct wmat *w, const struct wtype *type)
-{
-    return (struct wmat){.format = type->format,
-                         .rows = w->rows,
-                         .cols = w->cols,
-                         .block_rows = 1,
-                         .block_cols = GROUP,
-                         .table = type->table};
-}
-
 /* The source's own format as panels. */
 static bool set_native(struct job *j)
 {
@@ -47,7 +36,7 @@ bool job_set_type(struct job *j, const struct wtype *type)
         return set_native(j);
     j->as_loaded = !type;
     type = type ? type : wtype_of(&j->in);
-    struct wmat plain = retyped(&j->in, type);
+    struct wmat plain = plain_shape(type, j->in.rows, j->in.cols);
     if (!panel_fits(&plain))
         return false;
     j->kind = JOB_ENCODE;
@@ -58,7 +47,7 @@ bool job_set_type(struct job *j, const struct wtype *type)
 
 static bool smaller(const struct wmat *in, const struct wtype *type)
 {
-    struct wmat to = retyped(in, type);
+    struct wmat to = plain_shape(type, in->rows, in->cols);
     return !type || panel_bytes(&to) < panel_bytes(in);
 }
 
@@ -129,10 +118,8 @@ static int add_router(struct plan *p, const struct source *s, struct rules *r,
 static bool belongs_to(const struct plan *p, const struct source *s, const struct tensor *t)
 {
     char name[MATRIX_NAME];
-    size_t n = strlen(t->name);
-    if (n <= 6 || n + 2 > sizeof name || strcmp(t->name + n - 6, ".scale") != 0)
+    if (!scaled_name(t->name, name, sizeof name))
         return false;
-    snprintf(name, sizeof name, "%.*s.weight", (int)(n - 6), t->name);
     const struct tensor *w = store_find(s->store, name);
     for (size_t lo = 0, hi = p->n; w && lo < hi;) { /* jobs are still ascending by name */
         size_t mid = lo + (hi - lo) / 2;
@@ -418,6 +405,14 @@ bool job_in_memory(const struct job *j)
     return j->class != CLASS_ENGRAM_TABLE && j->class < CLASS_DRAFT;
 }
 
+bool plan_decisions(const struct plan *p, json_t *chosen, json_t *to)
+{
+    if (chosen && json_object_set(to, "choice", chosen) != 0)
+        return false;
+    return !p->pruning ||
+           json_object_set_new(to, "pruning", pruning_json(p->pruning, p->drafts)) == 0;
+}
+
 int convert_plan_json(const struct plan *p, const struct memory_beside *beside, json_t *chosen,
                       char **json, dsv4_err *err)
 {
@@ -452,12 +447,9 @@ int convert_plan_json(const struct plan *p, const struct memory_beside *beside, 
                                                       (json_int_t)line[i].before, "bytes",
                                                       (json_int_t)line[i].after)) == 0;
     free(line);
-    if (whole && chosen)
-        whole = json_object_set(root, "choice", chosen) == 0;
     if (whole && p->left_out)
         whole = json_object_set_new(root, "left_out", json_integer((json_int_t)p->left_out)) == 0;
-    if (whole && p->pruning)
-        whole = json_object_set_new(root, "pruning", pruning_json(p->pruning, p->drafts)) == 0;
+    whole = whole && plan_decisions(p, chosen, root);
     int rc = whole ? json_write(json, root, JSON_INDENT(1), err) : err_memory(err, 0, "a plan");
     json_decref(root);
     return rc;

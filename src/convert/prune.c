@@ -306,18 +306,6 @@ int pruning_made(struct pruning *p, const struct source *s, const struct tensor 
     return 0;
 }
 
-static int64_t id_at(const struct tensor *t, uint64_t i)
-{
-    int64_t id;
-    int32_t id32;
-    if (t->dtype == DTYPE_I64) {
-        memcpy(&id, t->data + 8 * i, sizeof id);
-        return id;
-    }
-    memcpy(&id32, t->data + 4 * i, sizeof id32);
-    return id32;
-}
-
 static void put_id(uint8_t *out, const struct tensor *t, uint64_t i, uint32_t expert)
 {
     const int64_t id = expert;
@@ -349,7 +337,7 @@ static int fill_hash(uint8_t *out, const struct pruning *p, const struct tensor 
     int rc = 0;
     for (uint64_t token = 0; token < t->dim[0] && rc == 0; token++) {
         for (size_t j = 0; j < k && rc == 0; j++) {
-            int64_t id = id_at(t, token * k + j);
+            int64_t id = integer_at(t, token * k + j);
             if (id < 0 || id >= p->before)
                 rc = err_set(err, DSV4_REFUSED, "%s: %s sends token %llu to expert %lld of %u",
                              t->path, t->stored, (unsigned long long)token, (long long)id,
@@ -359,7 +347,8 @@ static int fill_hash(uint8_t *out, const struct pruning *p, const struct tensor 
         }
         for (size_t j = 0; j < k && rc == 0; j++) {
             const uint32_t *heir =
-                p->heir + ((size_t)layer * p->before + (size_t)id_at(t, token * k + j)) * p->kept;
+                p->heir +
+                ((size_t)layer * p->before + (size_t)integer_at(t, token * k + j)) * p->kept;
             while (chosen[j] < 0) {
                 if (!is_among(chosen, k, *heir))
                     chosen[j] = *heir;

@@ -257,26 +257,16 @@ static void recode_rows(struct desk *d, const struct job *j, size_t row, const s
 }
 
 /* Sixteen rows from `row` on, or as many as there are, as plain codes and scales of the output. */
-static struct wmat plain_shape(const struct job *j, size_t row)
+static struct wmat rows_shape(const struct job *j, size_t row)
 {
-    enum wformat f = j->type->format;
-    size_t left = j->in.rows - row, groups = j->in.cols / GROUP;
-    return (struct wmat){.format = f,
-                         .rows = (uint32_t)(left < PANEL ? left : PANEL),
-                         .cols = j->in.cols,
-                         .block_rows = 1,
-                         .block_cols = GROUP,
-                         .table = j->type->table,
-                         .code_ld = wformat_row_bytes(f, j->in.cols),
-                         .scale_ld = wformat_has_halves(f) ? 2 * groups
-                                     : f == W_E2M1         ? groups
-                                                           : 0};
+    size_t left = j->in.rows - row;
+    return plain_shape(j->type, (uint32_t)(left < PANEL ? left : PANEL), j->in.cols);
 }
 
 static int make_plain(struct run *r, struct desk *d, const struct job *j, size_t row,
                       struct wmat *plain, dsv4_err *err)
 {
-    *plain = plain_shape(j, row);
+    *plain = rows_shape(j, row);
     plain->codes = d->plain;
     plain->scales = d->plain_scales;
     if (j->kind != JOB_ENCODE) {
@@ -526,7 +516,7 @@ static struct needs needs_of(const struct plan *p)
         raise(&n.scales, panels_a_piece(j) * j->out.scale_ld);
         if (j->kind != JOB_ENCODE && !j->rows)
             continue;
-        struct wmat plain = plain_shape(j, 0);
+        struct wmat plain = rows_shape(j, 0);
         raise(&n.plain, PANEL * plain.code_ld);
         raise(&n.plain_scales, PANEL * plain.scale_ld);
     }

@@ -60,6 +60,18 @@ void source_row(const struct source *s, const struct wmat *w, size_t r, float *o
     row_floats(&s->k, out, w, r);
 }
 
+int64_t integer_at(const struct tensor *t, uint64_t i)
+{
+    int64_t wide;
+    int32_t narrow;
+    if (t->dtype == DTYPE_I64) {
+        memcpy(&wide, t->data + i * sizeof wide, sizeof wide);
+        return wide;
+    }
+    memcpy(&narrow, t->data + i * sizeof narrow, sizeof narrow);
+    return narrow;
+}
+
 /* ------------------------------------------------------------------ values that are no numbers */
 
 /* Elements of `size` bytes whose bits `mask` are all set. */

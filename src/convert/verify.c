@@ -251,20 +251,9 @@ static bool same_integers(const struct tensor *t, const struct tensor *d)
     if (d->dtype != DTYPE_I32 || (t->dtype != DTYPE_I64 && t->dtype != DTYPE_I32) ||
         t->bytes / dtype_size(t->dtype) != d->bytes / sizeof(int32_t))
         return false;
-    for (size_t i = 0; i < d->bytes / sizeof(int32_t); i++) {
-        int32_t narrow;
-        int64_t wide = 0;
-        memcpy(&narrow, d->data + i * sizeof narrow, sizeof narrow);
-        if (t->dtype == DTYPE_I32) {
-            int32_t v;
-            memcpy(&v, t->data + i * sizeof v, sizeof v);
-            wide = v;
-        } else {
-            memcpy(&wide, t->data + i * sizeof wide, sizeof wide);
-        }
-        if (wide != narrow)
+    for (size_t i = 0; i < d->bytes / sizeof(int32_t); i++)
+        if (integer_at(t, i) != integer_at(d, i))
             return false;
-    }
     return true;
 }
 
@@ -283,11 +272,10 @@ static int compare_in_file(struct verify *v, const struct tensor *t, dsv4_err *e
     struct rows r = {.v = v};
     struct found sum;
     bool floats[2];
+    char name[MATRIX_NAME];
     const struct tensor *d = store_find(v->dst->store, t->name);
-    size_t n = strlen(t->name);
     if (!d) {
-        bool scale = n > 6 && strcmp(t->name + n - 6, ".scale") == 0;
-        if (!scale && !gguf_leaves_out(v->src->cfg, t->name))
+        if (!scaled_name(t->name, name, sizeof name) && !gguf_leaves_out(v->src->cfg, t->name))
             damaged(v, t->name, "is missing");
         return 0;
     }
@@ -302,35 +290,25 @@ static int compare_in_file(struct verify *v, const struct tensor *t, dsv4_err *e
     TRY(compare_on_lanes(&r, &sum, err));
     if (isnan(sum.error) || (sum.error != 0 && keeps_numbers(&r.w[0], &r.w[1])))
         damaged(v, t->name, "is not what the source has");
-    char name[MATRIX_NAME];
     bool matrix = matrix_name(t->name, name, sizeof name);
     return add(v, matrix ? name : t->name, d->blocks ? block_name(d->blocks) : dtype_name(d->dtype),
                (uint64_t)r.w[0].rows * r.w[0].cols, &sum, err);
 }
 
-/* How the destination packs a tensor, or the matrix whose scales it is (*scale). */
-static const struct wtype *type_there(const struct verify *v, const char *as, bool *scale)
+/* How the destination packs the matrix `weight`. */
+static const struct wtype *type_there(const struct verify *v, const char *weight)
 {
     char name[MATRIX_NAME];
-    size_t n = strlen(as);
-    *scale = n > 6 && n < sizeof name && strcmp(as + n - 6, ".scale") == 0;
-    if (*scale)
-        snprintf(name, sizeof name, "%.*s", (int)(n - 6), as);
-    else if (!matrix_name(as, name, sizeof name))
-        return NULL;
-    return packing_type(v->dst->cfg->packing, name);
+    return matrix_name(weight, name, sizeof name) ? packing_type(v->dst->cfg->packing, name) : NULL;
 }
 
-/* What rows of an Engram table became, or of that whose scales `as` is; NULL: they are as they were. */
-static const struct wtype *table_there(const struct verify *v, const struct tensor *t,
-                                       const char *as, bool scale)
+/* What the rows of an Engram table became; NULL: they are as they were. */
+static const struct wtype *table_there(const struct verify *v, const char *weight)
 {
-    char name[MATRIX_NAME];
-    if (tensor_class_of(t->name) != CLASS_ENGRAM_TABLE || strlen(as) + 2 > sizeof name)
+    if (tensor_class_of(weight) != CLASS_ENGRAM_TABLE)
         return NULL;
-    snprintf(name, sizeof name, "%.*s%s", (int)(strlen(as) - (scale ? 6 : 0)), as,
-             scale ? ".weight" : "");
-    const struct tensor *a = store_find(v->src->store, name), *b = store_find(v->dst->store, name);
+    const struct tensor *a = store_find(v->src->store, weight);
+    const struct tensor *b = store_find(v->dst->store, weight);
     if (!a || !b || a->dtype == b->dtype)
         return NULL;
     return wtype_named(b->dtype == DTYPE_I8 ? "e2m1" : "e4m3");
@@ -338,8 +316,7 @@ static const struct wtype *table_there(const struct verify *v, const struct tens
 
 static int compare(struct verify *v, const struct tensor *t, dsv4_err *err)
 {
-    char renamed[MATRIX_NAME];
-    bool scale;
+    char renamed[MATRIX_NAME], weight[MATRIX_NAME];
     struct pair x = {.t = t, .as = t->name};
     if (v->file) {
         TRY(compare_in_file(v, t, err));
@@ -351,9 +328,10 @@ static int compare(struct verify *v, const struct tensor *t, dsv4_err *err)
         x.fate = pruning_fate(v->pruning, t->name, &x.layer, renamed);
     if (x.fate == FATE_RENUMBERED)
         x.as = renamed;
-    x.type = type_there(v, x.as, &scale);
+    bool scale = scaled_name(x.as, weight, sizeof weight);
+    x.type = type_there(v, scale ? weight : x.as);
     if (!x.type)
-        x.type = table_there(v, t, x.as, scale);
+        x.type = table_there(v, scale ? weight : x.as);
     if (x.fate == FATE_GOES || (scale && x.type)) /* packed scales: with their matrix */
         return step(v, t->bytes, err);
     if (x.type)

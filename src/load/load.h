@@ -265,6 +265,8 @@ bool matrix_packs(const struct config *c, const char *name);
 
 /* The name of a matrix's scales, NAME.scale for NAME.weight; false when it has none or does not fit. */
 bool scale_name(const char *weight, char *out, size_t cap);
+/* The other way round: NAME.weight for NAME.scale; false when it is no such name or does not fit. */
+bool scaled_name(const char *scale, char *out, size_t cap);
 /* NAME without .weight, as the types of a converted directory call it; false as above. */
 bool matrix_name(const char *weight, char *out, size_t cap);
 

@@ -116,26 +116,30 @@ bool class_is_typed(enum tensor_class c)
 
 /* ------------------------------------------------------------------ NAME.weight */
 
-/* `weight` with `tail` instead of its last part. */
-static bool with_tail(const char *weight, const char *tail, char *out, size_t cap)
+/* `name` with `tail` instead of `end`. */
+static bool with_tail(const char *name, const char *end, const char *tail, char *out, size_t cap)
 {
-    static const char end[] = ".weight";
-    size_t n = strlen(weight), n_end = sizeof end - 1, n_tail = strlen(tail);
-    if (n <= n_end || strcmp(weight + n - n_end, end) != 0 || n - n_end + n_tail >= cap)
+    size_t n = strlen(name), n_end = strlen(end), n_tail = strlen(tail);
+    if (n <= n_end || strcmp(name + n - n_end, end) != 0 || n - n_end + n_tail >= cap)
         return false;
-    memcpy(out, weight, n - n_end);
+    memcpy(out, name, n - n_end);
     memcpy(out + n - n_end, tail, n_tail + 1);
     return true;
 }
 
 bool scale_name(const char *weight, char *out, size_t cap)
 {
-    return with_tail(weight, ".scale", out, cap);
+    return with_tail(weight, ".weight", ".scale", out, cap);
+}
+
+bool scaled_name(const char *scale, char *out, size_t cap)
+{
+    return with_tail(scale, ".scale", ".weight", out, cap);
 }
 
 bool matrix_name(const char *weight, char *out, size_t cap)
 {
-    return with_tail(weight, "", out, cap);
+    return with_tail(weight, ".weight", "", out, cap);
 }
 
 void star_expert(char *out, const char *matrix)

@@ -21,13 +21,12 @@ bool tensor_is_read(const struct tensor *t)
 /* Numbers in a tensor, scales not counted; panels may have a few rows more than the matrix. */
 static uint64_t tensor_weights(const struct checkpoint *c, const struct tensor *t)
 {
-    char matrix[512];
-    size_t n = strlen(t->name);
-    bool scale = n > 6 && strcmp(t->name + n - 6, ".scale") == 0;
+    char weight[512], matrix[512];
+    bool scale = scaled_name(t->name, weight, sizeof weight);
     if (scale && t->dtype == DTYPE_E8M0)
         return 0;
-    snprintf(matrix, sizeof matrix, "%.*s", (int)(n > 6 ? n - (scale ? 6 : 7) : 0), t->name);
-    const struct wtype *type = packing_type(c->cfg->packing, matrix);
+    bool named = matrix_name(scale ? weight : t->name, matrix, sizeof matrix);
+    const struct wtype *type = named ? packing_type(c->cfg->packing, matrix) : NULL;
     if (t->blocks)
         return t->dim[0] * (t->rank > 1 ? t->dim[1] : 1);
     if (!type)
@@ -119,11 +118,6 @@ static uint32_t longest_context(struct memory_plan *p, const struct checkpoint *
             high = mid - 1;
     }
     return low;
-}
-
-static double gib(uint64_t bytes)
-{
-    return (double)bytes / (double)(1ull << 30);
 }
 
 static int refuse(const struct memory_plan *p, dsv4_err *err)

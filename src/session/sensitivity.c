@@ -156,21 +156,9 @@ static void close_desks(struct making *m, int lanes)
     free(m->importance);
 }
 
-static struct wmat retyped(const struct matrix *w, const struct wtype *t)
-{
-    return (struct wmat){.format = t->format,
-                         .rows = w->rows,
-                         .cols = w->cols,
-                         .block_rows = 1,
-                         .block_cols = GROUP,
-                         .table = t->table,
-                         .code_ld = wformat_row_bytes(t->format, w->cols),
-                         .scale_ld = w->cols / GROUP * 2};
-}
-
 static int change_matrix(struct trials *t, struct matrix *w, struct group *g, dsv4_err *err)
 {
-    struct making m = {.t = t, .from = w, .plain = retyped(w, t->type)};
+    struct making m = {.t = t, .from = w, .plain = plain_shape(t->type, w->rows, w->cols)};
     int lanes = pool_threads(t->e->pool);
     m.panels = panel_shape(&m.plain, w->rows);
     int rc = open_desks(&m, lanes, err);
@@ -228,7 +216,7 @@ static int run_trial(struct trials *t, size_t index, dsv4_err *err)
 
 static bool is_tried(const struct matrix *w, const struct wtype *type)
 {
-    struct wmat plain = retyped(w, type);
+    struct wmat plain = plain_shape(type, w->rows, w->cols);
     return class_is_typed(tensor_class_of(w->name)) && panel_fits(&plain);
 }
 

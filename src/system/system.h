@@ -59,6 +59,12 @@ static inline bool size_add(size_t a, size_t b, size_t *out)
     return !__builtin_add_overflow(a, b, out);
 }
 
+/* For messages. */
+static inline double gib(uint64_t bytes)
+{
+    return (double)bytes / (double)(1ull << 30);
+}
+
 /* Bytes this process may still use without swapping: the least of MemAvailable and what the
  * cgroup (v1, v2) and RLIMIT_AS leave. UINT64_MAX when nothing can be found out. */
 uint64_t mem_available(void);
