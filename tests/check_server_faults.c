@@ -9,29 +9,13 @@
 
 #include "fake_server.h"
 
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define NO_FAULTS "ThreadSanitizer has a heap of its own"
-#endif
-#endif
-#ifdef __SANITIZE_THREAD__
-#define NO_FAULTS "ThreadSanitizer has a heap of its own"
-#endif
-#ifndef __GLIBC__
-#define NO_FAULTS "made for glibc"
-#endif
+#include "faults.h"
 
 #ifdef NO_FAULTS
 
-int main(void)
-{
-    printf("SKIP server faults (%s)\n0 passed, 0 failed, 1 skipped\n", NO_FAULTS);
-    return 0;
-}
+SKIP_FAULTS("server faults")
 
 #else
-
-#include "faults.h"
 
 #include <netinet/in.h>
 #include <sys/socket.h>

@@ -18,6 +18,12 @@ run() {
     got=$?
     if [ $got -eq "$code" ]; then pass; else fail "$*: ended with $got, expected $code"; fi
 }
+# try WHAT COMMAND...: ends with 0
+try() {
+    what=$1
+    shift
+    if "$@" >"$T/out" 2>"$T/err"; then pass; else fail "$what"; fi
+}
 closing_line() {
     echo "$passed passed, $failed failed"
     [ "$failed" -eq 0 ]

@@ -16,11 +16,6 @@ quantize() {
     shift
     run "$code" "$Q" "$@"
 }
-try() {
-    what=$1
-    shift
-    if "$@" >"$T/out" 2>"$T/err"; then pass; else fail "$what"; fi
-}
 bytes() { cat "$1"/*.safetensors | wc -c; }
 divergence() { # MODEL
     "$E" -q --json --exact --cache-quant off -m "$1" --against models/nano "$T/text" |

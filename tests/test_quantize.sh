@@ -18,12 +18,6 @@ quantize() {
     shift
     run "$code" "$Q" "$@"
 }
-# try WHAT COMMAND...
-try() {
-    what=$1
-    shift
-    if "$@" >"$T/out" 2>"$T/err"; then pass; else fail "$what"; fi
-}
 sums() { (cd "$1" && find . -type f -exec cksum {} + | sort -k3); }
 
 before=$(sums models/nano)

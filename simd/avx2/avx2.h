@@ -87,4 +87,28 @@ static inline void load_rows_avx2(__m256 *a, __m256 *b, const float *y, size_t n
 
 #define INLINE_AVX2 static inline __attribute__((always_inline))
 
+/* Exact products of E4M3 are 2^-60 of what they stand for until the block's scale undoes it: weights come as floats
+ * that are 2^-120 of their values, and either they or x take 2^60 of that. So subnormal codes are no trouble, and
+ * what is too small for a float is so for any number of rows. */
+#define E4M3_UP   0x1p60f
+#define E4M3_BACK 0x1p60f
+
+/* Four columns of 8 rows, from a word each. Shifting 16-bit lanes moves sign, exponent and mantissa of two columns at
+ * once to where floats have them; subnormal codes become subnormal floats. */
+INLINE_AVX2 void e4m3_columns(__m256 w[4], __m256i v)
+{
+    const __m256i bits = _mm256_set1_epi32((int)0x87f00000u);
+    __m256i odd = _mm256_srai_epi16(v, 4), even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 4);
+    w[0] = _mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(even, 16), bits));
+    w[1] = _mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(odd, 16), bits));
+    w[2] = _mm256_castsi256_ps(_mm256_and_si256(even, bits));
+    w[3] = _mm256_castsi256_ps(_mm256_and_si256(odd, bits));
+}
+
+/* Byte b of each word as a float. */
+INLINE_AVX2 __m256 int8_float(__m256i v, int b)
+{
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * b), 24));
+}
+
 #endif

@@ -28,32 +28,18 @@ struct job {
 
 /* ------------------------------------------------------------------ E4M3 */
 
-/* x is scaled so that the products of tiny floats below stay normal; the block's scale undoes it. One row
- * comes scaled (scaled_row), more are scaled where they are used. */
-#define E4M3_X    0x1p60f
-#define E4M3_BACK 0x1p60f
-
-/* Sign, exponent, mantissa of a code in the top byte of each word, shifted to where floats have them: a float
- * that is 2^-120 of the value; subnormal codes become subnormal floats. */
-INLINE_AVX2 __m256 e4m3_float(__m256i v)
-{
-    return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0x87f00000u)));
-}
-
+/* One row comes scaled (scaled_row), more are scaled where they are used. */
 INLINE_AVX2 __m256 e4m3_x(const struct job *j, int m, int i, size_t c)
 {
     __m256 x = _mm256_broadcast_ss(j->x[i] + c);
-    return m == 1 ? x : _mm256_mul_ps(x, _mm256_set1_ps(E4M3_X));
+    return m == 1 ? x : _mm256_mul_ps(x, _mm256_set1_ps(E4M3_UP));
 }
 
-/* Four columns of 8 rows. Shifting 16-bit lanes moves two columns at once. */
 INLINE_AVX2 void e4m3_word(__m256 acc[][2][2], int m, const struct job *j, size_t c, int half,
                            const uint8_t *p)
 {
-    __m256i v = _mm256_load_si256((const __m256i *)p);
-    __m256i odd = _mm256_srai_epi16(v, 4), even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 4);
-    const __m256 w[4] = {e4m3_float(_mm256_slli_epi32(even, 16)),
-                         e4m3_float(_mm256_slli_epi32(odd, 16)), e4m3_float(even), e4m3_float(odd)};
+    __m256 w[4];
+    e4m3_columns(w, _mm256_load_si256((const __m256i *)p));
     for (size_t k = 0; k < 4; k++)
         for (int i = 0; i < m; i++)
             acc[i][k & 1][half] =
@@ -133,11 +119,8 @@ INLINE_AVX2 void panel_bf16(const struct job *j, int m)
 INLINE_AVX2 void int8_word(__m256 acc[][2][2], int m, const struct job *j, int half, __m256i v,
                            const size_t col[4])
 {
-    __m256i wide[4] = {_mm256_srai_epi32(_mm256_slli_epi32(v, 24), 24),
-                       _mm256_srai_epi32(_mm256_slli_epi32(v, 16), 24),
-                       _mm256_srai_epi32(_mm256_slli_epi32(v, 8), 24), _mm256_srai_epi32(v, 24)};
     for (int k = 0; k < 4; k++) {
-        __m256 f = _mm256_cvtepi32_ps(wide[k]);
+        __m256 f = int8_float(v, k);
         for (int i = 0; i < m; i++)
             acc[i][k & 1][half] =
                 _mm256_fmadd_ps(_mm256_broadcast_ss(j->x[i] + col[k]), f, acc[i][k & 1][half]);
@@ -304,7 +287,7 @@ static const float *scaled_row(const float *x, const struct wmat *w, float *tmp)
     if (w->format != W_E4M3)
         return x;
     for (size_t c = 0; c < w->cols; c++)
-        tmp[c] = x[c] * E4M3_X;
+        tmp[c] = x[c] * E4M3_UP;
     return tmp;
 }
 

@@ -18,11 +18,6 @@ enum {
 /* What is multiplied with scales: each chain of a group; both together; both of a block of E4M3; nothing. */
 enum close { EACH, BOTH, BLOCK, NEVER };
 
-/* Weights of E4M3 are 2^-60 of their values, as products are in exact.c: what is too small for a float there
- * is too small here. */
-#define E4M3_W    0x1p60f
-#define E4M3_BACK 0x1p60f
-
 struct tile {
     _Alignas(64) float w[TILE_GROUPS][2][CHAIN][PANEL];
     _Alignas(64) float scale[TILE_GROUPS][PANEL];
@@ -156,32 +151,17 @@ static void fill_bf16(struct tile *t, const uint8_t *p, size_t groups)
             }
 }
 
-/* Sign, exponent and mantissa where floats have them are 2^-120 of the value. */
-INLINE_AVX2 __m256 e4m3_float(__m256i v)
-{
-    __m256i f = _mm256_and_si256(v, _mm256_set1_epi32((int)0x87f00000u));
-    return _mm256_mul_ps(_mm256_castsi256_ps(f), _mm256_set1_ps(E4M3_W));
-}
-
 static void fill_e4m3(struct tile *t, const uint8_t *p, size_t groups)
 {
+    const __m256 up = _mm256_set1_ps(E4M3_UP);
     for (size_t g = 0; g < groups; g++)
         for (int u = 0; u < CHAIN; u += 2)
             for (int h = 0; h < 2; h++, p += 32) {
-                __m256i v = _mm256_load_si256((const __m256i *)p);
-                __m256i odd = _mm256_srai_epi16(v, 4);
-                __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 4);
-                put(t->w[g][0], u, h, e4m3_float(_mm256_slli_epi32(even, 16)));
-                put(t->w[g][1], u, h, e4m3_float(_mm256_slli_epi32(odd, 16)));
-                put(t->w[g][0], u + 1, h, e4m3_float(even));
-                put(t->w[g][1], u + 1, h, e4m3_float(odd));
+                __m256 w[4];
+                e4m3_columns(w, _mm256_load_si256((const __m256i *)p));
+                for (int c = 0; c < 4; c++)
+                    put(t->w[g][c & 1], u + c / 2, h, _mm256_mul_ps(w[c], up));
             }
-}
-
-/* Byte b of each word as float. */
-INLINE_AVX2 __m256 int8_float(__m256i v, int b)
-{
-    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * b), 24));
 }
 
 static void fill_q8(struct tile *t, const uint8_t *p, size_t groups)

@@ -1,6 +1,6 @@
-/* The directory under way; a GGUF file is made in one, too. PATH.partial holds shards, finished and begun, and convert.json, which says how far
- * the work has come; what it says is on the disk already. The last steps are index, config and the final name,
- * in this order, so that a directory with a config is complete. */
+/* The directory under way; a GGUF file is made in one, too. PATH.partial holds shards, finished and begun, and
+ * convert.json, which says how far the work has come; what it says is on the disk already. The last steps are
+ * index, config and the final name, in this order, so that a directory with a config is complete. */
 #include "convert.h"
 
 #include <dirent.h>
