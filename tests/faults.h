@@ -98,6 +98,7 @@ static struct {
 
 static _Thread_local bool faults_armed;
 static _Thread_local bool faults_spared; /* the thread that asked for all others to be hit */
+static _Thread_local bool faults_begun;  /* in a function of the program, not on its way there */
 static _Thread_local int faults_exempt;
 static atomic_bool faults_all;
 static atomic_flag faults_lock = ATOMIC_FLAG_INIT; /* around the blocks and the counts of calls */
@@ -122,10 +123,10 @@ FAULTS_EARLY static bool faults_on(void)
     return faults_armed || atomic_load(&faults_all);
 }
 
-/* This thread is. */
+/* This thread is. What the C library and a sanitizer do before its first function is not ours to survive. */
 FAULTS_EARLY static bool faults_counts(void)
 {
-    return faults_armed || (atomic_load(&faults_all) && !faults_spared);
+    return faults_armed || (atomic_load(&faults_all) && !faults_spared && faults_begun);
 }
 
 /* ------------------------------------------------------------------ living blocks */
@@ -435,6 +436,21 @@ DSV4_API int rename(const char *from, const char *to)
     return faults_hit(FAULT_FILE, CALLER(), EACCES) ? -1 : next_.call(from, to);
 }
 
+struct faults_thread {
+    void *(*fn)(void *);
+    void *arg;
+};
+
+static void *faults_thread(void *arg)
+{
+    struct faults_thread t = *(struct faults_thread *)arg;
+    HEAP(free)(arg);
+    faults_begun = true;
+    void *result = t.fn(t.arg);
+    faults_begun = false;
+    return result;
+}
+
 DSV4_API int pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*fn)(void *),
                             void *arg)
 {
@@ -442,9 +458,15 @@ DSV4_API int pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*f
     bool runtime = faults_within(CALLER(), true);
     if (faults_hit(FAULT_THREAD, CALLER(), EAGAIN))
         return EAGAIN;
+    struct faults_thread *t = HEAP(malloc)(sizeof *t);
+    if (!t)
+        return EAGAIN;
+    *t = (struct faults_thread){.fn = fn, .arg = arg};
     faults_exempt += runtime;
-    int rc = next_.call(id, attr, fn, arg);
+    int rc = next_.call(id, attr, faults_thread, t);
     faults_exempt -= runtime;
+    if (rc)
+        HEAP(free)(t);
     return rc;
 }
 
