@@ -291,9 +291,10 @@ $(REPLAYS): $(B)/tests/replay_%: $(B)/tests/fuzz_%.o $(B)/tests/fuzz_main.o $(IN
 	$(call say,LD $@)
 	$(Q)$(CC) $(ALL_LD) -o $@ $(filter %.o %.a,$^) $(TOOL_LD) $(ALL_LIBS)
 
-# ---- the same tests, looked at harder, each in a variant of its own. Tests of the build and those that talk
-# to a server through Python are left out, but for the server's in `make check-long`.
-BUILD_TESTS := tests/test_build.sh tests/test_page.sh $(if $(CHECK_LONG),,tests/test_server.sh)
+# ---- the same tests, looked at harder, each in a variant of its own. Tests of the build, of tables in the
+# documentation, and those that talk to a server through Python are left out, but for the server's in
+# `make check-long`.
+BUILD_TESTS := tests/test_build.sh tests/test_page.sh tests/test_presets.sh $(if $(CHECK_LONG),,tests/test_server.sh)
 variant = +@$(MAKE_ALL) VARIANT=$(1) TEST_SH='$(filter-out $(BUILD_TESTS),$(TEST_SH))' HARDEN=
 STRICT := -fno-sanitize-recover=all -fno-omit-frame-pointer
 # More than what the standard calls undefined: values that change in a conversion, bounds of local arrays.

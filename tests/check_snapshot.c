@@ -19,9 +19,10 @@ static const char *const models[] = {GOLDEN "v4-tiny",  GOLDEN "v4-pro",    GOLD
 enum { N_MODELS = sizeof models / sizeof *models, MORE = 6, MAX_VOCAB = 4096 };
 
 /* Sanitizers are slow, and the largest model is: some of the many lengths will do there. */
-static bool quick(const char *model)
+static size_t stride(const char *model, size_t few)
 {
-    return getenv("CHECK_QUICK") || strcmp(model, NANO) == 0;
+    bool slow = getenv("CHECK_QUICK"), large = strcmp(model, NANO) == 0;
+    return slow && large ? 3 * few : slow || large ? few : 1;
 }
 
 static dsv4_engine *open_model(const char *dir, uint32_t ctx, uint32_t batch, uint32_t rewind)
@@ -97,7 +98,7 @@ START_TEST(forks_at_every_length)
     enum { LEN = 61 };
     dsv4_seq *s = fresh(e);
     append(e, s, LEN, 17, 0);
-    size_t every = quick(models[_i]) ? 7 : 1;
+    size_t every = stride(models[_i], 7);
     for (size_t len = 0; len <= LEN; len += every) {
         ck_assert_uint_eq(dsv4_seq_reusable(s, len), len);
         dsv4_seq *f = fork_at(s, len), *g = fork_at(s, len);
@@ -126,7 +127,8 @@ START_TEST(forks_around_the_end_of_a_chunk)
     static const size_t at[] = {1023, 1024, 1025, 2050};
     dsv4_err err;
     dsv4_engine *e = open_model(GOLDEN "v41-quant", 2200, 17, 64);
-    for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
+    bool slow = getenv("CHECK_QUICK");
+    for (size_t i = slow; i < (slow ? 2 : sizeof at / sizeof *at); i++) {
         dsv4_seq *s = fresh(e);
         append(e, s, at[i], 17, 0);
         dsv4_seq *f = fork_at(s, at[i]), *g = fork_at(s, at[i] - 3);
@@ -185,15 +187,16 @@ static uint64_t heap(void)
 
 START_TEST(memory_is_shared)
 {
-    enum { LEN = 4100, FORKS = 10 };
+    enum { MOST = 4100, FORKS = 10 };
+    size_t len = getenv("CHECK_QUICK") ? 1100 : MOST;
     dsv4_engine *e = open_model(NANO, 16384, 256, 64);
-    static dsv4_row rows[LEN];
+    static dsv4_row rows[MOST];
     dsv4_err err;
     dsv4_seq *s = fresh(e), *f[FORKS];
     uint64_t empty = dsv4_seq_bytes(s), before = heap();
-    for (size_t i = 0; i < LEN; i++)
+    for (size_t i = 0; i < len; i++)
         rows[i] = (dsv4_row){s, token(i, 0), false};
-    OK(dsv4_eval(e, rows, LEN, NULL, &err));
+    OK(dsv4_eval(e, rows, len, NULL, &err));
     uint64_t alone = dsv4_seq_bytes(s), grown = heap() - before;
     if (before) /* what is counted is what is taken */
         ck_assert_msg(grown < (alone - empty) * 101 / 100 + 8192 &&
@@ -201,19 +204,19 @@ START_TEST(memory_is_shared)
                       "%ju bytes counted, %ju taken", (uintmax_t)(alone - empty), (uintmax_t)grown);
     before = heap();
     for (size_t i = 0; i < FORKS; i++)
-        f[i] = fork_at(s, LEN);
+        f[i] = fork_at(s, len);
     uint64_t sum = dsv4_seq_bytes(s), taken = heap() - before;
     for (size_t i = 0; i < FORKS; i++)
         sum += dsv4_seq_bytes(f[i]);
-    uint64_t each = (sum - alone) / FORKS, ids = LEN * 2 * sizeof(int32_t) * 2;
+    uint64_t each = (sum - alone) / FORKS, ids = len * 2 * sizeof(int32_t) * 2;
     ck_assert_msg(each < empty + ids + 8192, "a fork takes %ju bytes, an empty sequence %ju",
                   (uintmax_t)each, (uintmax_t)empty);
     if (before)
         ck_assert_uint_lt(taken, FORKS * (empty + ids + 8192));
-    printf("   nano, %d tokens: alone %ju bytes, a fork %ju more, of which an empty one has %ju\n",
-           LEN, (uintmax_t)alone, (uintmax_t)each, (uintmax_t)empty);
+    printf("   nano, %zu tokens: alone %ju bytes, a fork %ju more, of which an empty one has %ju\n",
+           len, (uintmax_t)alone, (uintmax_t)each, (uintmax_t)empty);
     uint64_t was = dsv4_seq_bytes(f[0]);
-    append(e, f[0], LEN + 2, 1, 7);
+    append(e, f[0], len + 2, 1, 7);
     ck_assert_uint_gt(dsv4_seq_bytes(f[0]), was); /* the last chunks are its own now */
     uint64_t more = 2 * 1024 * 6 * 64;            /* at most two a list, of three layers */
     ck_assert_uint_lt(dsv4_seq_bytes(f[0]), was + more);
@@ -267,7 +270,7 @@ START_TEST(savepoints_are_returned_to)
     OK(dsv4_seq_mark(s, &err)); /* there already */
     append(e, s, LEN, 13, 0);
     ck_assert_uint_eq(dsv4_seq_rewind_floor(s), LEN - SHORT);
-    for (size_t len = 0; len <= LEN; len += quick(models[_i]) ? 4 : 1) {
+    for (size_t len = 0; len <= LEN; len += stride(models[_i], 4)) {
         size_t near = len >= LEN - SHORT ? len : len / STEP * STEP;
         if (near < 100 && len >= 100)
             near = 100;
@@ -395,7 +398,7 @@ START_TEST(loaded_sequences_go_on)
     dsv4_err err;
     dsv4_engine *e = open_model(models[_i], 256, 17, SHORT), *o = open_model(models[_i], 180, 5, 3);
     dsv4_seq *s = marked(e);
-    for (size_t len = 0; len < 170; len += len < 40 && !quick(models[_i]) ? 1 : 13) {
+    for (size_t len = 0; len < 170; len += len < 40 ? stride(models[_i], 13) : 13) {
         append(e, s, len, 17, 0);
         OK(dsv4_seq_save(s, file, &err));
         check_tokens(file, s);
@@ -723,10 +726,10 @@ START_TEST(every_call_fails_once)
     for (enum fault kind = 0; kind < N_FAULTS; kind++) {
         if (kind != FAULT_MEMORY && kind != FAULT_FILE)
             continue;
-        uint64_t n = 0, failed = 0;
+        uint64_t n = 0, failed = 0, every = getenv("CHECK_QUICK") ? 2 : 1;
         do {
             size_t open_before = faults_descriptors();
-            faults_begin(kind, ++n, false);
+            faults_begin(kind, n += every, false);
             int rc = all_of_it(e, s, &good, &err);
             faults_end();
             if (faults.n_live > 0)
@@ -742,8 +745,8 @@ START_TEST(every_call_fails_once)
             ck_assert(kind != FAULT_MEMORY || rc == 0 || rc == DSV4_NO_MEMORY);
         } while (faults.fired > 0);
         ck_assert_uint_gt(failed, 3);
-        printf("   %s, kind %d: %ju calls, %ju refused\n", name[_i], (int)kind, (uintmax_t)n - 1,
-               (uintmax_t)failed);
+        printf("   %s, kind %d: %ju calls, %ju refused\n", name[_i], (int)kind,
+               (uintmax_t)faults.calls, (uintmax_t)failed);
     }
     faults.trickle = true; /* reads and writes that are short and interrupted */
     faults_begin(FAULT_FILE, 0, false);
