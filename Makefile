@@ -264,8 +264,9 @@ check: deps-test
 # Time limits of Check are for hangs, not for busy machines or sanitizers.
 check-only: export CK_TIMEOUT_MULTIPLIER = $(if $(SAN),20,5)
 check-only: export CHECK_QUICK = $(if $(SAN),1)
+# What sanitizers slow down runs side by side; the rest one by one, because some of it looks at the clock.
 check-only: programs tests replays
-	@BUILD=$(B) CC='$(CC)' tests/run.sh $(KERNEL_TEST) $(TESTS) $(REPLAYS) $(TEST_SH)
+	@BUILD=$(B) CC='$(CC)' JOBS=$(if $(SAN),$(JOBS),1) tests/run.sh $(KERNEL_TEST) $(TESTS) $(REPLAYS) $(TEST_SH)
 
 # What takes too long for every change: the slow cases, all sanitizers, half an hour of fuzzing a target.
 check-long: deps-dev
