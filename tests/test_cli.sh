@@ -179,14 +179,18 @@ run 0 '' '[0-9]' '$D --think 80 --greedy --show-thinking "What is 12 + 30?"'
 run 0 '' - '$D --system "Answer briefly." --greedy "Well done!"'
 
 # ------------------------------------------------------------------ raw completion, ids
-echo '0 4081 57 568 319 630 3 4082 4086' >"$T/ids"
-run 0 '^43 1204 1113 294 2035 890 16 1$' - '$D run --ids-file $T/ids --ids --temp 0 -n 24'
+# The prompt of a question, token by token: what it answers is what the chat answers, whatever the weights.
+(echo 0 4081; $D tokenize "Well done!"; echo 4082 4086) >"$T/ids"
+n_ids=$(wc -w <"$T/ids")
+run 0 '^[0-9]+( [0-9]+)+ 1$' - '$D run --ids-file $T/ids --ids --temp 0 -n 24 | tee $T/want'
 run 0 - - '$D run --model $M --ids-file $T/ids --ids --temp 0 -n 24 --out $T/answer --chunks 3,1,2'
-run 0 '^43 1204 1113 294 2035 890 16 1$' - 'cat $T/answer'
-run 0 '^I am glad to hear that\.' - '$D run --ids-file - --greedy <$T/ids'
-run 0 '^I am glad to hear that\.' - '$D tokenize "Well done!" >$T/x; (echo 0 4081; cat $T/x; echo 4082 4086) | $D run --ids-file - --greedy'
-run 0 '^43 1204 1113$' - '$D run --ids-file $T/ids --ids --greedy -n 3 --cache-quant off --threads 2'
-run 0 '^1204' - '$D run --ids-file $T/ids --ids --greedy -n 1 --logit-bias 43=-inf --logit-bias 1204=100'
+same "run --out, in other chunks" "$T/answer" "$T/want"
+run 0 '' - '$D --greedy "Well done!" | tee $T/a'
+run 0 - - '$D run --ids-file - --greedy <$T/ids >$T/b; echo >>$T/b'
+same "ids of a prompt = the chat" "$T/a" "$T/b"
+first=$(cut -d' ' -f1 "$T/want")
+run 0 '^[0-9]+ [0-9]+ [0-9]+$' - '$D run --ids-file $T/ids --ids --greedy -n 3 --cache-quant off --threads 2'
+run 0 '^1204' - '$D run --ids-file $T/ids --ids --greedy -n 1 --logit-bias '"$first"'=-inf --logit-bias 1204=100'
 run 0 '' - '$D run --greedy -n 8 "Once upon a time"'
 run 0 '' - 'printf "Once upon a time" | $D run --greedy -n 8 >$T/a; $D run --greedy -n 8 -f $T/src 2>/dev/null; printf "Once upon a time" >$T/src; $D run --greedy -n 8 -f $T/src >$T/b'
 same "run from a pipe = from a file" "$T/a" "$T/b"
@@ -197,9 +201,9 @@ run 2 - 'empty' '$D run --no-bos ""'
 run 0 '' - '$D run --greedy -n 5 --no-bos --markers "<｜User｜>Hi<｜Assistant｜></think>"'
 
 # ------------------------------------------------------------------ tokenizer
-run 0 '^1836 1063$' - '$D tokenize "Hello there"'
+run 0 '^[0-9]+ [0-9]+$' - '$D tokenize "Hello there" | tee $T/hello'
 run 0 '^Hello there$' - '$D tokenize "Hello there" | $D detokenize | cat; echo'
-run 0 '^Hello there$' - '$D detokenize 1836 1063; echo'
+run 0 '^Hello there$' - '$D detokenize $(cat $T/hello); echo'
 run 0 '^4085$' - '$D tokenize --markers "<think>"'
 run 0 '^[0-9]+ [0-9]+ ' - '$D tokenize "<think>"'
 run 0 '^4085	<think>$' - '$D tokenize --markers --pieces "<think>"'
@@ -222,7 +226,7 @@ run 2 - 'auto, off' '$D plan --numa on'
 # ------------------------------------------------------------------ logits, perplexity, info, plan
 run 0 - - '$D logits --ids-file $T/ids --out $T/l.npy'
 size=$(wc -c <"$T/l.npy")
-holds "size of the .npy" [ "$size" -eq $((128 + 9 * 4096 * 4)) ]
+holds "size of the .npy" [ "$size" -eq $((128 + n_ids * 4096 * 4)) ]
 run 0 - - '$D logits --ids-file $T/ids --chunks 2,1,3 --threads 2 >$T/l2.npy'
 same "logits do not depend on chunks and threads" "$T/l.npy" "$T/l2.npy"
 head -c 3000 $M/eval/text.txt >"$T/text"
@@ -240,7 +244,7 @@ run 0 '"error":' - 'echo "{\"messages\":[{\"role\":\"ghost\",\"content\":\"Hi\"}
 run 0 '"error":' - 'echo "{{{{" | $D debug parse'
 run 0 '"reasoning_content": "a", "content": "b", "tool_calls": \[\], "finish_reason": "length"' - 'echo "{\"text\":\"a</think>b\",\"thinking_mode\":\"thinking\"}" | $D debug parse'
 run 0 '"ids": \[4085\], "ids_plain": \[[0-9, ]+\], "cuts": \[' - 'echo "{\"text\":\"<think>\"}" | $D debug tokenize'
-run 0 '"bytes": "48656c6c6f", "pieces": \["Hello"\], "flush": ""' - 'echo "{\"ids\":[1836]}" | $D debug detokenize'
+run 0 '"bytes": "48656c6c6f", "pieces": \["Hello"\], "flush": ""' - 'echo "{\"ids\":[$(cut -d" " -f1 $T/hello)]}" | $D debug detokenize'
 run 0 '"error":.*out of range' - 'echo "{\"ids\":[-1]}" | $D debug detokenize'
 run 0 - - '$D debug tokenize --tokenizer tests/golden/v4-tiny/tokenizer.json'
 run 2 - 'none of v4, v41' '$D debug render --family v5'
@@ -301,7 +305,7 @@ pid=$!
 exec 3>"$T/fifo"
 echo 'Well done!' >&3
 n=0
-while ! grep -q glad "$T/shrink.out" 2>/dev/null && [ $n -lt 600 ]; do n=$((n + 1)); sleep 0.1; done
+while ! grep -q . "$T/shrink.out" 2>/dev/null && [ $n -lt 600 ]; do n=$((n + 1)); sleep 0.1; done
 : >"$T/shrink/model.safetensors"
 echo 'Well done!' >&3
 exec 3>&-
