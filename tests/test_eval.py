@@ -407,6 +407,7 @@ def bad():
     with open(at("s"), "rb") as f:
         state = f.read()
     refuse(3, "more windows", at("text"), "--state", file("s2", state + b"{}\n{}\n"))
+    refuse(3, "unit 1 is not complete", at("text"), "--state", file("s2", state.replace(b'"counted"', b'"uncounted"')))
     # another model under the same name
     shutil.copytree(M, at("model"), ignore=shutil.ignore_patterns("eval"))
     run(at("text"), "-m", at("model"), "--state", at("s3"))

@@ -413,8 +413,9 @@ static int put_result(struct measure *x, dsv4_err *err)
     json_t *u;
     json_array_foreach(units, i, u)
     {
-        if (compared && json_array_size(json_object_get(u, "kl")) !=
-                            (size_t)json_integer_value(json_object_get(u, "counted")))
+        uint64_t wanted = counted(x->e, x->texts.window[i].n);
+        if ((uint64_t)json_integer_value(json_object_get(u, "counted")) != wanted ||
+            (compared && json_array_size(json_object_get(u, "kl")) != wanted))
             return err_set(err, DSV4_REFUSED, "%s: unit %zu is not complete",
                            x->state.path ? x->state.path : "the state", i + 1);
     }
