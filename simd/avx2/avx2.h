@@ -81,8 +81,8 @@ static inline void load_rows_avx2(__m256 *a, __m256 *b, const float *y, size_t n
 #define UNROLL_AVX2(n) PRAGMA_AVX2(GCC unroll n)
 #endif
 
-/* Computed here: compilers otherwise make all products first and the sums behind, which takes twice the
- * registers there are. */
+/* Computed here, in a register: compilers otherwise make products first and sums behind, or keep a sum in
+ * memory while they hold what comes next. */
 #define HERE_AVX2(v) __asm__ volatile("" : "+x"(v))
 
 #define INLINE_AVX2 static inline __attribute__((always_inline))

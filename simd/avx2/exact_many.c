@@ -28,11 +28,11 @@ struct sums {
     _Alignas(32) float chain[2][PANEL], total[2][PANEL];
 };
 
-/* Groups g .. g + n of a tile. With BLOCK they are of one block. */
+/* Groups g .. g + n of a tile, under one scale or, BF16, none. */
 struct stretch {
     const struct tile *t;
     size_t g, n;
-    bool open, shut; /* BLOCK and NEVER: chains begin here, end here */
+    bool shut; /* the scale's last groups */
 };
 
 /* ------------------------------------------------------------------ products */
@@ -45,69 +45,79 @@ struct order {
 #define ORDER_Q8       ((struct order){{{0, 4, 1, 5}, {2, 6, 3, 7}}})
 #define ORDER_SMALL    ((struct order){{{0, 2, 1, 3}, {4, 6, 5, 7}}})
 
-INLINE_AVX2 void shut_chain(struct sums *s, __m256 acc, const float *scale, int c, int h,
-                            enum close close)
+/* The scaled sums of a chain that lasted one group; of BOTH the second chain takes the first along. */
+INLINE_AVX2 void add_chain(struct sums *s, __m256 acc, const float *scale, int c, int h,
+                           enum close close)
 {
-    int at = HALF * h;
-    if (close == EACH || c == 1) {
-        if (close != EACH)
-            acc = _mm256_add_ps(_mm256_load_ps(s->chain[0] + at), acc);
-        if (close == BLOCK)
-            acc = _mm256_mul_ps(acc, _mm256_set1_ps(E4M3_BACK));
-        float *total = s->total[close == EACH ? c : 0] + at;
-        _mm256_store_ps(total,
-                        _mm256_fmadd_ps(acc, _mm256_load_ps(scale + at), _mm256_load_ps(total)));
-    } else {
-        _mm256_store_ps(s->chain[c] + at, acc);
+    const int at = HALF * h;
+    if (close == BOTH && c == 0) {
+        _mm256_store_ps(s->chain[0] + at, acc);
+        return;
     }
+    if (close == BOTH)
+        acc = _mm256_add_ps(_mm256_load_ps(s->chain[0] + at), acc);
+    float *total = s->total[close == EACH ? c : 0] + at;
+    _mm256_store_ps(total, _mm256_fmadd_ps(acc, _mm256_load_ps(scale + at), _mm256_load_ps(total)));
 }
 
-/* Chain c of groups g .. end. */
+/* Chain c of the stretch: a register of x, two of weights, the rest sums. */
 INLINE_AVX2 void run_chain(struct sums *s, const float *const x[], int m, const struct stretch *k,
-                           size_t g, size_t end, int c, struct order o, enum close close)
+                           int c, struct order o, enum close close)
 {
-    const bool whole = close == EACH || close == BOTH;
-    const float *scale = k->t->scale[g];
+    const bool fresh = close == EACH || close == BOTH;
     __m256 acc[ROWS][2];
+    UNROLL_AVX2(6)
     for (int i = 0; i < m; i++)
         for (int h = 0; h < 2; h++)
-            acc[i][h] =
-                whole || k->open ? _mm256_setzero_ps() : _mm256_load_ps(s[i].chain[c] + HALF * h);
-    for (; g < end; g++) {
+            acc[i][h] = fresh ? _mm256_setzero_ps() : _mm256_load_ps(s[i].chain[c] + HALF * h);
+    for (size_t g = k->g; g < k->g + (fresh ? 1 : k->n); g++) {
         const float *w = k->t->w[g][c][0];
-        for (size_t b = 0; b < GROUP; b += 8)
+        for (size_t b = g * GROUP; b < (g + 1) * GROUP; b += 8) {
+            UNROLL_AVX2(4)
             for (int j = 0; j < 4; j++, w += PANEL) {
                 __m256 w0 = _mm256_load_ps(w), w1 = _mm256_load_ps(w + HALF);
+                UNROLL_AVX2(6)
                 for (int i = 0; i < m; i++) {
-                    __m256 v = _mm256_broadcast_ss(x[i] + g * GROUP + b + o.col[c][j]);
+                    __m256 v = _mm256_broadcast_ss(x[i] + b + o.col[c][j]);
                     acc[i][0] = _mm256_fmadd_ps(v, w0, acc[i][0]);
                     acc[i][1] = _mm256_fmadd_ps(v, w1, acc[i][1]);
+                    HERE_AVX2(acc[i][0]);
+                    HERE_AVX2(acc[i][1]);
                 }
             }
+        }
     }
-    if (whole || (close == BLOCK && k->shut))
-        for (int i = 0; i < m; i++)
-            for (int h = 0; h < 2; h++)
-                shut_chain(&s[i], acc[i][h], scale, c, h, close);
-    else
-        for (int i = 0; i < m; i++)
-            for (int h = 0; h < 2; h++)
+    UNROLL_AVX2(6)
+    for (int i = 0; i < m; i++)
+        for (int h = 0; h < 2; h++)
+            if (fresh)
+                add_chain(&s[i], acc[i][h], k->t->scale[k->g], c, h, close);
+            else
                 _mm256_store_ps(s[i].chain[c] + HALF * h, acc[i][h]);
+}
+
+/* The chains of a block of E4M3 become part of the total and begin again. */
+INLINE_AVX2 void shut_block(struct sums *s, const float *scale)
+{
+    for (int at = 0; at < PANEL; at += HALF) {
+        __m256 sum =
+            _mm256_add_ps(_mm256_load_ps(s->chain[0] + at), _mm256_load_ps(s->chain[1] + at));
+        sum = _mm256_mul_ps(sum, _mm256_set1_ps(E4M3_BACK));
+        _mm256_store_ps(s->total[0] + at, _mm256_fmadd_ps(sum, _mm256_load_ps(scale + at),
+                                                          _mm256_load_ps(s->total[0] + at)));
+        _mm256_store_ps(s->chain[0] + at, _mm256_setzero_ps());
+        _mm256_store_ps(s->chain[1] + at, _mm256_setzero_ps());
+    }
 }
 
 INLINE_AVX2 void run_stretch(struct sums *s, const float *const x[], int m, const struct stretch *k,
                              struct order o, enum close close)
 {
-    size_t end = k->g + k->n;
-    if (close == EACH || close == BOTH) {
-        for (size_t g = k->g; g < end; g++) {
-            run_chain(s, x, m, k, g, g + 1, 0, o, close);
-            run_chain(s, x, m, k, g, g + 1, 1, o, close);
-        }
-    } else {
-        run_chain(s, x, m, k, k->g, end, 0, o, close);
-        run_chain(s, x, m, k, k->g, end, 1, o, close);
-    }
+    run_chain(s, x, m, k, 0, o, close);
+    run_chain(s, x, m, k, 1, o, close);
+    if (close == BLOCK && k->shut)
+        for (int i = 0; i < m; i++)
+            shut_block(&s[i], k->t->scale[k->g]);
 }
 
 typedef void rows_kernel(struct sums *s, const float *const x[], const struct stretch *k);
@@ -233,10 +243,14 @@ static void fill_tile(struct tile *t, const struct wmat *w, const struct tables 
 
 /* ------------------------------------------------------------------ a panel */
 
-/* Groups of a stretch, unless the tile ends before. */
+/* Groups of a stretch, unless the tile ends before: those of one scale. */
 static size_t stretch_groups(const struct wmat *w)
 {
-    return w->format == W_E4M3 ? w->block_cols / GROUP : w->cols / GROUP;
+    switch (w->format) {
+    case W_BF16: return w->cols / GROUP;
+    case W_E4M3: return w->block_cols / GROUP;
+    default: return 1;
+    }
 }
 
 static rows_kernel *const *kernels_of(enum wformat f)
@@ -249,23 +263,25 @@ static rows_kernel *const *kernels_of(enum wformat f)
     }
 }
 
-/* All rows with one tile, stretch by stretch. x: columns of the tile. */
+/* All rows with one tile, stretch by stretch; six rows with the whole tile before the next six, since columns of
+ * many rows fall into the same lines of the cache. x: columns of the tile. */
 static void run_tile(struct sums *sums, const float *const x[], size_t m, const struct wmat *w,
                      const struct tile *t, size_t g0, size_t groups)
 {
     rows_kernel *const *kernel = kernels_of(w->format);
-    size_t per = stretch_groups(w), end = w->cols / GROUP;
-    for (size_t i = 0; i < m; i += ROWS) {
-        size_t n = m - i < ROWS ? m - i : ROWS;
-        for (size_t g = 0; g < groups;) {
-            size_t at = g0 + g, next = at - at % per + per;
-            next = next < g0 + groups ? next : g0 + groups;
-            const struct stretch k = {t, g, next - at, at % per == 0,
-                                      next % per == 0 || next == end};
-            kernel[n - 1](sums + i, x + i, &k);
-            g += k.n;
-        }
+    const size_t per = stretch_groups(w), last = g0 + groups;
+    struct stretch k[TILE_GROUPS];
+    size_t n = 0;
+    for (size_t g = g0; g < last; n++) {
+        size_t next = g - g % per + per;
+        bool shut = next <= last || last == w->cols / GROUP;
+        next = next < last ? next : last;
+        k[n] = (struct stretch){t, g - g0, next - g, shut};
+        g = next;
     }
+    for (size_t i = 0; i < m; i += ROWS)
+        for (size_t j = 0; j < n; j++)
+            kernel[(m - i < ROWS ? m - i : ROWS) - 1](sums + i, x + i, &k[j]);
 }
 
 /* The chains without scales, or their totals: both together, or each for itself. */
