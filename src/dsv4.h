@@ -531,6 +531,8 @@ typedef enum dsv4_format {
     DSV4_Q8,
     DSV4_E4M3,
     DSV4_BF16,
+    DSV4_Q3,
+    DSV4_Q2,
 } dsv4_format;
 
 /* A part of a model that fits into memory and whose layers still are those of the model, byte for byte.

@@ -105,8 +105,8 @@ static void sane(const float *x, size_t n, const char *what)
 static const char *const dirs[] = {GOLDEN "v4-pro", GOLDEN "v4-tiny", GOLDEN "v41-tiny",
                                    "models/nano"};
 static const dsv4_format formats[] = {
-    DSV4_FORMAT_OFFICIAL, DSV4_MXFP4, DSV4_Q4, DSV4_Q8, DSV4_E4M3, DSV4_BF16};
-enum { N_DIRS = 4, N_FORMATS = 6 };
+    DSV4_FORMAT_OFFICIAL, DSV4_MXFP4, DSV4_Q4, DSV4_Q8, DSV4_E4M3, DSV4_BF16, DSV4_Q3, DSV4_Q2};
+enum { N_DIRS = 4, N_FORMATS = 8 };
 
 START_TEST(every_format_computes)
 {

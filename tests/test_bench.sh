@@ -80,6 +80,17 @@ for c in json.load(open(sys.argv[1]))["measured"]:
 END
 
 # lines, and a comparison
+# fewer bits are fewer bytes to read
+bench 0 --reps 1 --decode 2 --depth 0 --prefill "" --json --experts-format q2 --dense-format q3
+silent err
+if python3 - "$T/a.json" "$T/out" <<'END' >"$T/said" 2>"$T/err"; then pass; else fail "q2 and q3 beside q4 and q8"; fi
+import json, sys
+a, b = [json.load(open(f)) for f in sys.argv[1:]]
+assert b["slice"]["experts_format"] == "q2" and b["slice"]["dense_format"] == "q3"
+of = lambda r: next(c["bytes"] for c in r["measured"] if c["kind"] == "decode" and c["depth"] == 0)
+assert 0 < of(b) < of(a)
+END
+
 # shellcheck disable=SC2086
 bench 0 $few --csv
 says out '^kind,rows,depth,'

@@ -33,6 +33,12 @@ struct bench_model {
     uint64_t weights, tables, caches, scratch, other, needed, available;
 };
 
+/* Weights that a slice can have, by the words of --experts-format and --dense-format. ORDER BENCH FORMATS */
+extern const struct bench_format {
+    const char *name;
+    dsv4_format format;
+} bench_formats[];
+
 int bench_model_read(struct bench_model *m, const char *config, size_t len, const dsv4_slice *slice,
                      const dsv4_options *opt, dsv4_err *err);
 void bench_model_release(struct bench_model *m);

@@ -143,9 +143,15 @@ static uint32_t choose_vocab(const struct bench_model *whole, uint64_t room)
 
 /* ------------------------------------------------------------------ choosing */
 
-/* ORDER: words of --experts-format and --dense-format */
-static const dsv4_format formats[] = {
-    DSV4_FORMAT_OFFICIAL, DSV4_MXFP4, DSV4_Q4, DSV4_Q8, DSV4_E4M3, DSV4_BF16};
+/* ORDER BENCH FORMATS */
+const struct bench_format bench_formats[] = {{"official", DSV4_FORMAT_OFFICIAL},
+                                             {"mxfp4", DSV4_MXFP4},
+                                             {"q4", DSV4_Q4},
+                                             {"q3", DSV4_Q3},
+                                             {"q2", DSV4_Q2},
+                                             {"q8", DSV4_Q8},
+                                             {"e4m3", DSV4_E4M3},
+                                             {"bf16", DSV4_BF16}};
 
 int bench_slice_choose(struct bench_slice *out, const struct bench_values *v, const char *config,
                        size_t len, const dsv4_options *opt, const struct bench_model *whole,
@@ -168,8 +174,8 @@ int bench_slice_choose(struct bench_slice *out, const struct bench_values *v, co
     out->s.experts = v->experts;
     out->s.held = v->held;
     out->s.vocab = v->vocab ? v->vocab : choose_vocab(whole, budget(whole));
-    out->s.expert_format = formats[v->expert_format];
-    out->s.dense_format = formats[v->dense_format];
+    out->s.expert_format = bench_formats[v->expert_format].format;
+    out->s.dense_format = bench_formats[v->dense_format].format;
     return choose_held(&out->s, config, len, opt, budget(whole), err);
 }
 

@@ -9,7 +9,7 @@
 /* ------------------------------------------------------------------ options */
 
 #define AT(field) offsetof(struct bench_values, field)
-#define FORMATS   "official|mxfp4|q4|q8|e4m3|bf16"
+#define FORMATS   "official|mxfp4|q4|q3|q2|q8|e4m3|bf16" /* ORDER BENCH FORMATS */
 static const char model_group[] = "Model";
 static const char machine_group[] = "Machine";
 static const char measure_group[] = "Measurement";
@@ -164,12 +164,12 @@ static json_t *layer_list(const struct bench_model *m)
 static int put_slice(struct bench_all *a, dsv4_err *err)
 {
     const struct bench_model *m = &a->part;
-    static const char *const format[] = {"official", "mxfp4", "q4", "q8", "e4m3", "bf16"};
-    json_t *j = json_pack("{s:o, s:I, s:I, s:I, s:s, s:s, s:b, s:I}", "layers", layer_list(m),
-                          "experts", (json_int_t)m->experts, "held", (json_int_t)m->held,
-                          "vocabulary", (json_int_t)m->vocab, "experts_format",
-                          format[a->v.expert_format], "dense_format", format[a->v.dense_format],
-                          "exact", (int)a->v.exact, "memory_bytes", (json_int_t)m->needed);
+    json_t *j =
+        json_pack("{s:o, s:I, s:I, s:I, s:s, s:s, s:b, s:I}", "layers", layer_list(m), "experts",
+                  (json_int_t)m->experts, "held", (json_int_t)m->held, "vocabulary",
+                  (json_int_t)m->vocab, "experts_format", bench_formats[a->v.expert_format].name,
+                  "dense_format", bench_formats[a->v.dense_format].name, "exact", (int)a->v.exact,
+                  "memory_bytes", (json_int_t)m->needed);
     return put(a->result, "slice", j, err);
 }
 
@@ -390,10 +390,8 @@ static void set_options(struct bench_all *a)
 /* The whole model's plan first: how many layers of which kind there are, and what memory there is. */
 static int look(struct bench_all *a, dsv4_err *err)
 {
-    static const dsv4_format format[] = {
-        DSV4_FORMAT_OFFICIAL, DSV4_MXFP4, DSV4_Q4, DSV4_Q8, DSV4_E4M3, DSV4_BF16};
-    dsv4_slice s = {.expert_format = format[a->v.expert_format],
-                    .dense_format = format[a->v.dense_format]};
+    dsv4_slice s = {.expert_format = bench_formats[a->v.expert_format].format,
+                    .dense_format = bench_formats[a->v.dense_format].format};
     TRY(release_config(a->v.as, &a->config, &a->len, err));
     TRY(bench_cases(&a->run, &a->v, err));
     set_options(a);

@@ -54,16 +54,26 @@ static float normal(uint64_t *state)
 
 /* ------------------------------------------------------------------ blocks */
 
+/* The values of a format that has a table: those of the first type in it. */
+static const int8_t *table_of(enum wformat f)
+{
+    const struct wtype *t = wtype_at(0);
+    for (size_t i = 1; t && t->format != f; i++)
+        t = wtype_at(i);
+    return t ? t->table : NULL;
+}
+
 /* The root of the mean square of uniformly drawn codes. */
 static double code_size(enum wformat f)
 {
-    const int8_t *q4 = wtype_named("q4")->table;
+    const int8_t *table = table_of(f);
+    const size_t values = wformat_table(f);
     double sum = 0;
     int n = 0;
     for (int i = 0; i < 256; i++) {
         double v = f == W_E4M3 ? (i & 0x7f) == 0x7f ? 0 : (double)e4m3_value[i]
                    : f == W_Q8 ? i - 128
-                   : f == W_Q4 ? q4[i & 15]
+                   : table     ? table[(size_t)i % values]
                                : (double)e2m1_value[i & 15];
         sum += v * v;
         n += f != W_E4M3 || (i & 0x7f) != 0x7f;
@@ -192,7 +202,9 @@ static void note_matrix(const struct model *m, const char *name, enum wformat f,
     case W_E4M3: t.data = shape(name, DTYPE_E4M3, rows, cols); break;
     case W_Q8: t.data = shape(name, DTYPE_I8, rows, cols); break;
     case W_E2M1:
-    case W_Q4: t.data = shape(name, DTYPE_I8, rows, cols / 2); break;
+    case W_Q4:
+    case W_Q3:
+    case W_Q2: t.data = shape(name, DTYPE_I8, rows, wformat_row_bytes(f, cols)); break;
     default: t.data = shape(name, DTYPE_BF16, rows, cols);
     }
     if (f != W_F32 && f != W_BF16 && scale_name(name, scale, sizeof scale))
@@ -287,7 +299,7 @@ int synthetic_matrix(struct model *m, struct wmat *w, const char *name, uint64_t
         w->block_rows = 1;
         w->block_cols = GROUP;
     }
-    w->table = f == W_Q4 ? wtype_named("q4")->table : NULL;
+    w->table = table_of(f);
     w->scales = b ? b->scales : NULL;
     if (b)
         share_rows(w, b);

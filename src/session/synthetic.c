@@ -167,6 +167,8 @@ static int format(dsv4_format f, enum wformat official, enum wformat *out, dsv4_
     case DSV4_Q8: *out = W_Q8; return 0;
     case DSV4_E4M3: *out = W_E4M3; return 0;
     case DSV4_BF16: *out = W_BF16; return 0;
+    case DSV4_Q3: *out = W_Q3; return 0;
+    case DSV4_Q2: *out = W_Q2; return 0;
     }
     return err_set(err, DSV4_USAGE, "format %d of a slice is none", (int)f);
 }
