@@ -48,7 +48,7 @@ void fake_server_options(struct fake_server *f, const dsv4_tokenizer *tok)
 static void wake(void *arg)
 {
     struct server *s = arg;
-    http_wake(s->http);
+    http_said(s->http);
 }
 
 int fake_server_open(struct fake_server *f, bool http, dsv4_err *err)

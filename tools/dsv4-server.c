@@ -2,6 +2,9 @@
 #include "process.h"
 #include "src/server/server.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -528,11 +531,22 @@ static int run(struct setup *s, struct program *p, int argc, char **argv, dsv4_e
     return s->v.check ? check(s, p, err) : serve(s, p, err);
 }
 
+/* Sequences, samplers and bodies come and go for as long as the server runs, in any order. Mapped one by
+ * one they leave no holes behind; glibc would move its threshold up to 32 MiB as soon as the first of them
+ * is freed, take the others from an arena, and the arena would grow from hole to hole. */
+static void set_allocator(void)
+{
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 256 << 10);
+#endif
+}
+
 int main(int argc, char **argv)
 {
     static struct program p; /* its streams hold buffers */
     static struct setup s;
     dsv4_err err = {0};
+    set_allocator();
     process_begin(&p.term, options.program);
     set_signals();
     s.v = defaults;

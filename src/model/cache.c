@@ -87,30 +87,47 @@ static uint64_t rowlist_held(const struct rowlist *l)
 
 /* ------------------------------------------------------------------ opening and closing */
 
-static int open_group(struct open_group *g, const struct compressor *p, uint32_t rewind,
-                      dsv4_err *err)
+/* Where the rings of a sequence go: one behind the other in one block, so that all sequences of a
+ * model need the same, and what a closed one leaves fits the next. */
+struct layout {
+    uint8_t *base; /* NULL: only add up */
+    uint64_t bytes;
+};
+
+static void *place(struct layout *at, uint64_t bytes)
 {
-    if (p->ratio <= 1)
-        return 0;
-    g->cap = p->coff * p->ratio + rewind;
-    g->width = p->coff * p->width;
-    TRY(mem_alloc(&g->k, (size_t)g->cap * g->width, sizeof *g->k, "a compressor's open group",
-                  err));
-    return mem_alloc(&g->gate, (size_t)g->cap * g->width, sizeof *g->gate,
-                     "a compressor's open group", err);
+    uint8_t *p = at->base ? at->base + at->bytes : NULL;
+    at->bytes += (bytes + 63) & ~63ull;
+    return p;
 }
 
-static int open_layer(struct cache *c, uint32_t l, dsv4_err *err)
+static void place_group(struct layout *at, struct open_group *g, const struct compressor *p,
+                        uint32_t rewind)
 {
-    const struct model *m = c->m;
-    const struct layer *L = &m->layer[l];
-    struct layer_cache *lc = &c->layer[l];
-    lc->entry.shape = m->entry_row;
-    lc->key.shape = m->key_row;
-    TRY(mem_alloc(&lc->window, c->window_cap, row_bytes(m->window_row), "a window", err));
-    if (L->kv_source)
-        TRY(open_group(&lc->open, &L->comp, c->rewind, err));
-    return open_group(&lc->key_open, &L->index.own, c->rewind, err);
+    if (p->ratio <= 1)
+        return;
+    g->cap = p->coff * p->ratio + rewind;
+    g->width = p->coff * p->width;
+    uint64_t bytes = (uint64_t)g->cap * g->width * sizeof(float);
+    g->k = place(at, bytes);
+    g->gate = place(at, bytes);
+}
+
+/* Window and open groups of all layers; without a block the bytes it needs. */
+static uint64_t place_rings(struct cache *c, const struct model *m, uint32_t window,
+                            uint32_t rewind)
+{
+    struct layout at = {.base = c ? c->rings : NULL};
+    struct layer_cache unused;
+    for (uint32_t l = 0; l < m->cfg->n_layers; l++) {
+        const struct layer *L = &m->layer[l];
+        struct layer_cache *lc = c ? &c->layer[l] : &unused;
+        lc->window = place(&at, (uint64_t)window * row_bytes(m->window_row));
+        if (L->kv_source)
+            place_group(&at, &lc->open, &L->comp, rewind);
+        place_group(&at, &lc->key_open, &L->index.own, rewind);
+    }
+    return at.bytes;
 }
 
 static uint32_t window_cap(const struct model *m, uint32_t batch, uint32_t rewind)
@@ -128,11 +145,17 @@ int cache_open(struct cache **out, const struct model *m, uint32_t batch, uint32
     c->rewind = rewind;
     c->save_step = savepoint_step(m);
     int rc = mem_alloc(&c->layer, m->cfg->n_layers, sizeof *c->layer, "a sequence", err);
-    for (uint32_t l = 0; l < m->cfg->n_layers && rc == 0; l++)
-        rc = open_layer(c, l, err);
+    if (rc == 0)
+        rc = mem_alloc(&c->rings, (size_t)place_rings(NULL, m, c->window_cap, rewind), 1,
+                       "a sequence's windows", err);
     if (rc != 0) {
         cache_close(c);
         return rc;
+    }
+    place_rings(c, m, c->window_cap, rewind);
+    for (uint32_t l = 0; l < m->cfg->n_layers; l++) {
+        c->layer[l].entry.shape = m->entry_row;
+        c->layer[l].key.shape = m->key_row;
     }
     *out = c;
     return 0;
@@ -144,16 +167,12 @@ void cache_close(struct cache *c)
         return;
     for (uint32_t l = 0; c->layer && l < c->m->cfg->n_layers; l++) {
         struct layer_cache *lc = &c->layer[l];
-        free(lc->window);
         rowlist_free(&lc->entry);
         rowlist_free(&lc->key);
-        free(lc->open.k);
-        free(lc->open.gate);
-        free(lc->key_open.k);
-        free(lc->key_open.gate);
     }
     savepoints_drop(c, 0);
     free(c->save);
+    free(c->rings);
     free(c->layer);
     free(c->token);
     free(c->folded);
@@ -224,25 +243,10 @@ void cache_rewind(struct cache *c, size_t len)
 
 /* ------------------------------------------------------------------ sharing */
 
-static void copy_group(struct open_group *to, const struct open_group *from)
-{
-    size_t bytes = (size_t)to->cap * to->width * sizeof(float);
-    if (bytes == 0)
-        return;
-    memcpy(to->k, from->k, bytes);
-    memcpy(to->gate, from->gate, bytes);
-}
-
 /* Both have rings of the same lengths. */
 static void copy_rings(struct cache *to, const struct cache *from)
 {
-    size_t window = to->window_cap * row_bytes(to->m->window_row);
-    for (uint32_t l = 0; l < to->m->cfg->n_layers; l++) {
-        struct layer_cache *lc = &to->layer[l];
-        memcpy(lc->window, from->layer[l].window, window);
-        copy_group(&lc->open, &from->layer[l].open);
-        copy_group(&lc->key_open, &from->layer[l].key_open);
-    }
+    memcpy(to->rings, from->rings, (size_t)place_rings(NULL, to->m, to->window_cap, to->rewind));
     to->high = from->high;
     to->base = from->base;
 }
@@ -294,29 +298,16 @@ int cache_fork(struct cache **out, const struct cache *from, size_t len, dsv4_er
 
 /* ------------------------------------------------------------------ sizes */
 
-static uint64_t open_bytes(const struct compressor *p, uint32_t rewind)
+/* Of a sequence of any length. */
+static uint64_t fixed_bytes(const struct model *m, uint32_t window, uint32_t rewind)
 {
-    return p->ratio <= 1
-               ? 0
-               : 2ull * sizeof(float) * (p->coff * p->ratio + rewind) * p->coff * p->width;
-}
-
-/* Window and open groups of all layers. */
-static uint64_t ring_bytes(const struct model *m, uint32_t window, uint32_t rewind)
-{
-    uint64_t sum = 0;
-    for (uint32_t l = 0; l < m->cfg->n_layers; l++) {
-        const struct layer *L = &m->layer[l];
-        sum += sizeof(struct layer_cache) + (uint64_t)window * row_bytes(m->window_row);
-        if (L->kv_source)
-            sum += open_bytes(&L->comp, rewind) + open_bytes(&L->index.own, rewind);
-    }
-    return sum;
+    return sizeof(struct cache) + m->cfg->n_layers * sizeof(struct layer_cache) +
+           place_rings(NULL, m, window, rewind);
 }
 
 uint64_t cache_bytes(const struct model *m, uint32_t batch, uint32_t rewind, uint64_t len)
 {
-    uint64_t sum = sizeof(struct cache) + ring_bytes(m, window_cap(m, batch, rewind), rewind);
+    uint64_t sum = fixed_bytes(m, window_cap(m, batch, rewind), rewind);
     sum += len * sizeof(int32_t) * (m->engram_map ? 2 : 1);
     for (uint32_t l = 0; l < m->cfg->n_layers; l++) {
         const struct layer *L = &m->layer[l];
@@ -334,7 +325,7 @@ uint64_t cache_bytes(const struct model *m, uint32_t batch, uint32_t rewind, uin
 
 uint64_t cache_held(const struct cache *c)
 {
-    uint64_t sum = sizeof *c + ring_bytes(c->m, c->window_cap, c->rewind);
+    uint64_t sum = fixed_bytes(c->m, c->window_cap, c->rewind);
     sum += c->cap_tokens * sizeof(int32_t) * (c->folded ? 2 : 1);
     for (uint32_t l = 0; l < c->m->cfg->n_layers; l++)
         sum += rowlist_held(&c->layer[l].entry) + rowlist_held(&c->layer[l].key);

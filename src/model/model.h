@@ -286,6 +286,7 @@ static inline bool layer_has_keys(const struct layer *L)
 struct cache {
     const struct model *m;
     struct layer_cache *layer;
+    uint8_t *rings; /* the block that all windows and open groups are in */
     uint32_t window_cap, rewind;
     size_t len, high; /* tokens computed; the most there ever were since the last reset */
     size_t base;      /* the rings begin here: 0, or where they were filled from a copy */

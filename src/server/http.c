@@ -23,7 +23,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { HEADER_BYTES = 64 << 10, UNSENT_LIMIT = 8 << 20 };
+/* NAP_MS: how long this thread does not want to hear of tokens after it has sent some. Where a step takes
+ * less, what several of them say goes out together: on few cores every look at the sockets is taken
+ * from the threads that compute, and nobody reads that fast. */
+enum { HEADER_BYTES = 64 << 10, UNSENT_LIMIT = 8 << 20, NAP_MS = 5 };
 
 /* PHASE_LEAVING: had to make place, and is still to be closed by the library. */
 enum phase { PHASE_HEADERS, PHASE_BODY, PHASE_REPLY, PHASE_LEAVING, N_PHASES };
@@ -52,7 +55,9 @@ struct http {
     size_t in[N_PHASES]; /* connections there */
     atomic_size_t n;
     size_t limit;
-    bool progress; /* a callback did something in the last run */
+    bool progress;             /* a callback did something in the last run */
+    bool woken;                /* the last turn was called for: another one comes within NAP_MS */
+    atomic_bool napping, said; /* that is promised; what http_said() left for then */
     atomic_int stops;
     bool quiet; /* no new connections */
     struct pollfd *poll;
@@ -369,6 +374,16 @@ void http_wake(struct http *h)
     errno = was;
 }
 
+/* One of the two sees the other's store: a nap that is over looks for what was said in it. */
+void http_said(struct http *h)
+{
+    if (!h)
+        return;
+    atomic_store(&h->said, true);
+    if (!atomic_load(&h->napping))
+        http_wake(h);
+}
+
 void http_stop(struct http *h)
 {
     atomic_fetch_add(&h->stops, 1);
@@ -386,15 +401,33 @@ static bool idle(const struct http *h)
            h->phase[PHASE_REPLY].next == &h->phase[PHASE_REPLY];
 }
 
-/* Waits, unless the last turn left something to do, and works. */
-static int turn(struct http *h, int timeout, dsv4_err *err)
+/* Waits until a socket or another thread has something, `timeout` ms at most; a nap comes first where the last
+ * turn was called for. Sets `woken`. */
+static int wait_for_work(struct http *h, int timeout, dsv4_err *err)
 {
     struct pollfd p[2] = {{.fd = h->epoll, .events = POLLIN}, {.fd = h->wake, .events = POLLIN}};
     uint64_t n;
-    if (poll(p, 2, h->progress ? 0 : timeout) < 0 && errno != EINTR)
+    int ready = 0;
+    if (h->woken) {
+        ready = poll(p, 2, h->progress ? 0 : NAP_MS);
+        atomic_store(&h->napping, false);
+    }
+    h->woken = false;
+    if (ready == 0 && !atomic_load(&h->said))
+        ready = poll(p, 2, h->progress ? 0 : timeout);
+    if (ready < 0 && errno != EINTR)
         return err_errno(err, DSV4_FAILED, "sockets", "wait for");
     if (p[1].revents & POLLIN)
         (void)!read(h->wake, &n, sizeof n);
+    h->woken = atomic_exchange(&h->said, false);
+    atomic_store(&h->napping, h->woken);
+    return 0;
+}
+
+/* Waits, unless the last turn left something to do, and works. */
+static int turn(struct http *h, int timeout, dsv4_err *err)
+{
+    TRY(wait_for_work(h, timeout, err));
     look_for_hang_ups(h);
     for (int i = 0; i < 4; i++) {
         h->progress = false;

@@ -7,7 +7,7 @@
 static void stepped(void *arg)
 {
     struct server *s = arg;
-    http_wake(s->http);
+    http_said(s->http);
 }
 
 static void note(void *arg, const char *text)

@@ -447,7 +447,10 @@ void server_close(struct server *s);
 struct http;
 int http_open(struct http **out, struct server *s, dsv4_err *err);
 int http_run(struct http *h, dsv4_err *err);
-void http_wake(struct http *h); /* safe in a signal handler and from any thread */
+/* Safe in a signal handler and from any thread. */
+void http_wake(struct http *h);
+/* A stream has grown, which may wait for some milliseconds when others were just sent. */
+void http_said(struct http *h);
 void http_stop(struct http *h);
 uint16_t http_port(const struct http *h);
 void http_close(struct http *h);
