@@ -401,6 +401,14 @@ static bool idle(const struct http *h)
            h->phase[PHASE_REPLY].next == &h->phase[PHASE_REPLY];
 }
 
+/* Whether the library left something in a socket: long headers are read in pieces, and epoll tells of them
+ * once. While a reply is awaited it always says so; then the next step leads here soon enough. */
+static bool unread(struct http *h)
+{
+    MHD_UNSIGNED_LONG_LONG ms;
+    return h->in[PHASE_REPLY] == 0 && MHD_get_timeout(h->daemon, &ms) == MHD_YES && ms == 0;
+}
+
 /* Waits until a socket or another thread has something, `timeout` ms at most; a nap comes first where the last
  * turn was called for. Sets `woken`. */
 static int wait_for_work(struct http *h, int timeout, dsv4_err *err)
@@ -436,6 +444,7 @@ static int turn(struct http *h, int timeout, dsv4_err *err)
         if (!h->progress)
             break;
     }
+    h->progress = h->progress || unread(h);
     return 0;
 }
 
