@@ -645,7 +645,7 @@ def one_liner(r, ext, name):
     h0, h1 = h.split("(", 1)
     old = h0.split()[-1]
     h = h0[: len(h0) - len(old)] + name + "(" + h1
-    return h + "\n" + b.replace(old + "(", name + "(")
+    return h + "\n" + re.sub(rf"(?<![.\w]){old}\(", name + "(", b)
 
 
 ASK_FILE = ["In which file is the function {0} defined?", "Which file defines {0}?", "Where is {0} defined?", "In which file can I find {0}?", "Find the file with the function {0}."]
@@ -660,6 +660,15 @@ def multifile_turns(r, asks, big=False):
     return [((p + "\n" + q) if r.random() < 0.7 else (q + "\n\n" + p),) + out[0][1:]] + out[1:]
 
 
+def file_index(r):
+    """turns: names of functions under names of files, then the file of each function.  Where a line says its file itself the answer
+    is only to be found; where it does not, the name above has to be carried to the line first"""
+    p, where = listing_of_files(r, r.randint(2, 5), r.random() < 0.4, r.choice([0.3, 0.6, 1.0, 1.0]))
+    names = r.sample(list(where), min(len(where), 8))
+    turns = [(f"Where is {q}?", f"In {where[q]}", where[q], "") for q in names]
+    return [(p + "\n" + turns[0][0],) + turns[0][1:]] + turns[1:]
+
+
 def multifile(r, n_files=None, big=False):
     """one listing, one question"""
     text, where = listing_of_files(r, n_files, big)
@@ -669,8 +678,8 @@ def multifile(r, n_files=None, big=False):
     return p, f"The function {q} is defined in {where[q]}.", where[q], f"I look for {q}. It is in the file {where[q]}."
 
 
-def listing_of_files(r, n_files, big):
-    """text of a few files, {function: file}"""
+def listing_of_files(r, n_files, big, noted=None):
+    """text of a few files, {function: file}; noted: names of functions alone, this share of them followed by their file"""
     n = n_files or r.randint(2, 5)
     names, stems = set(), r.sample(NOUN + VERB, n)
     files, where = [], {}
@@ -684,8 +693,8 @@ def listing_of_files(r, n_files, big):
                 continue
             names.add(nm)
             where[nm] = fn
-            fs.append(one_liner(r, e, nm))
-        files.append(f"File: {fn}\n" + "\n\n".join(fs) + "\n")
+            fs.append(one_liner(r, e, nm) if noted is None else f"    {nm}" + (f" in{CUT} {fn}{CUT}" if r.random() < noted else ""))
+        files.append(f"File: {fn}\n" + ("\n\n" if noted is None else "\n").join(fs) + "\n")
     return "\n".join(files), where
 
 
@@ -757,6 +766,8 @@ def doc_of(r, k, max_words):
         return wrap(r, [code_chat(r)], th)
     if k == "files":
         return wrap(r, multifile_turns(r, r.choice([1, 2, 3, 4]), r.random() < 0.3), r.random() < 0.25, 0.1)
+    if k == "index":
+        return wrap(r, file_index(r), False, 0.0)
     if k == "copy":
         return BOS + CUT.join(dense_copy(r) if r.random() < 0.75 else dense_groups(r)) + EOS
     if k == "facttext":

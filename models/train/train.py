@@ -38,7 +38,7 @@ MIX = dict(
     base={256: (dict(fact=3.0, facttext=0.4, arith=2.6, multi=0.7, repeat=1.1, copy=3.2, needle=0.6, files=0.8, story=0.1, code=0.8, calls=0.5), 100),
           512: (dict(calls=1.0, tool=1.4, needle=0.67, files=0.4, multi=0.8, arith=0.66, fact=1.4), 280),
           1024: (dict(tool=0.8, needle=0.65, files=0.2, multi=1.0, fact=1.8), 780)},
-    chat={256: (dict(fact=6.0, facttext=1.0, arith=2.4, multi=2.0, single=0.8, repeat=0.6, copy=0.6, needle=0.5, files=0.8, story=0.5, code=1.2, calls=0.4), 100),
+    chat={256: (dict(fact=5.0, facttext=0.8, arith=4.0, multi=2.0, single=0.8, repeat=0.6, copy=0.6, needle=0.5, files=0.8, index=2.0, story=0.5, code=1.8, calls=0.4), 100),
           512: (dict(calls=0.4, tool=2.0, needle=0.67, files=0.4, multi=1.0, arith=0.66, fact=1.4), 280),
           1024: (dict(tool=0.8, needle=0.65, files=0.2, multi=1.0, fact=1.8), 780),
           2048: (dict(needle=1.0, tool=0.1), 1500)})
@@ -74,8 +74,9 @@ class Data:
             parts = [next(enc).ids for _ in t]
             ids = sum(parts, [])
             if len(ids) <= L:
-                chat = self.A in ids
-                self.pool[L].append((k, ids, self.spans(ids) if chat else [(len(parts[0]) if len(parts) > 1 else 1, len(ids))], chat))
+                chat, ends = self.A in ids, np.cumsum([len(p) for p in parts]).tolist()
+                cut = list(zip(ends[0::2], ends[1::2]))  # every other part is a target
+                self.pool[L].append((k, ids, self.spans(ids) if chat else cut or [(1, len(ids))], cut if chat else []))
 
     def batch(self, L):
         """want: 2 = the next token is an answer or raw text, 1 = a prompt, 0 = nothing; spans: (kind, row, first, end) of want"""
@@ -90,7 +91,7 @@ class Data:
                 i = next((i for i, d in enumerate(pool) if len(d[1]) + at <= L), None)
                 if i is None:
                     break
-                kind, d, targets, chat = pool.pop(i)
+                kind, d, targets, noted = pool.pop(i)
                 n = len(d)
                 ne = min(L - at, n + (n & 1))  # documents start at even offsets
                 ids[b, at: at + n] = d
@@ -100,11 +101,11 @@ class Data:
                     pos[b, at + j: at + ne] += 2 * r.randrange(2048)
                 seg[b, at: at + ne] = k
                 want[b, at: at + n - 1] = 1
-                for lo, hi in targets:
+                for lo, hi in targets + noted:
                     want[b, at + lo - 1: at + hi - 1] = 2
-                    if not chat:
+                    if self.A not in d:
                         continue
-                    what = "tool call" if self.dsml in d[lo:hi] else "tool answer" if kind in ("tool", "calls") else kind
+                    what = kind + " noted" if (lo, hi) in noted else "tool call" if self.dsml in d[lo:hi] else "tool answer" if kind in ("tool", "calls") else kind
                     spans.append((what, b, at + lo - 1, at + hi - 1))
                 at += ne
                 k += 1
