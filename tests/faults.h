@@ -78,7 +78,8 @@ static struct {
     uint64_t n, calls, fired;
     bool forever;
     atomic_bool relented;
-    bool trickle; /* reads are interrupted, then give a few bytes */
+    bool trickle; /* reads and writes are interrupted every other time, else have few bytes */
+    uint64_t transfers;
     struct {
         uintptr_t at;
         const void *caller;
@@ -388,18 +389,27 @@ DSV4_API int fstat(int fd, struct stat *st)
     return faults_hit(FAULT_FILE, CALLER(), EIO) ? -1 : fstatat(fd, "", st, AT_EMPTY_PATH);
 }
 
+/* A transfer of *n bytes is interrupted (true), or has fewer. */
+static bool faults_trickles(size_t *n)
+{
+    enum { FEW = 777 };
+    if (!faults_counts() || !faults.trickle)
+        return false;
+    if (faults.transfers++ % 2) {
+        errno = EINTR;
+        return true;
+    }
+    *n = *n > FEW ? FEW : *n;
+    return false;
+}
+
 DSV4_API ssize_t read(int fd, void *to, size_t n)
 {
     NEXT(ssize_t, read, int, void *, size_t);
     if (faults_hit(FAULT_FILE, CALLER(), EIO))
         return -1;
-    if (faults_counts() && faults.trickle) {
-        if (faults.calls % 2) {
-            errno = EINTR;
-            return -1;
-        }
-        n = n > 777 ? 777 : n;
-    }
+    if (faults_trickles(&n))
+        return -1;
     return next_.call(fd, to, n);
 }
 
@@ -408,14 +418,43 @@ DSV4_API ssize_t write(int fd, const void *from, size_t n)
     NEXT(ssize_t, write, int, const void *, size_t);
     if (faults_hit(FAULT_FILE, CALLER(), ENOSPC))
         return -1;
-    if (faults_counts() && faults.trickle) {
-        if (faults.calls % 2) {
-            errno = EINTR;
-            return -1;
-        }
-        n = n > 777 ? 777 : n;
-    }
+    if (faults_trickles(&n))
+        return -1;
     return next_.call(fd, from, n);
+}
+
+DSV4_API ssize_t pwrite(int fd, const void *from, size_t n, off_t at)
+{
+    NEXT(ssize_t, pwrite, int, const void *, size_t, off_t);
+    if (faults_hit(FAULT_FILE, CALLER(), ENOSPC))
+        return -1;
+    if (faults_trickles(&n))
+        return -1;
+    return next_.call(fd, from, n, at);
+}
+
+DSV4_API int ftruncate(int fd, off_t n)
+{
+    NEXT(int, ftruncate, int, off_t);
+    return faults_hit(FAULT_FILE, CALLER(), EFBIG) ? -1 : next_.call(fd, n);
+}
+
+DSV4_API int fallocate(int fd, int mode, off_t at, off_t n)
+{
+    NEXT(int, fallocate, int, int, off_t, off_t);
+    return faults_hit(FAULT_FILE, CALLER(), ENOSPC) ? -1 : next_.call(fd, mode, at, n);
+}
+
+DSV4_API int mkdir(const char *path, mode_t mode)
+{
+    NEXT(int, mkdir, const char *, mode_t);
+    return faults_hit(FAULT_FILE, CALLER(), EACCES) ? -1 : next_.call(path, mode);
+}
+
+DSV4_API int unlinkat(int dir, const char *path, int flags)
+{
+    NEXT(int, unlinkat, int, const char *, int);
+    return faults_hit(FAULT_FILE, CALLER(), EACCES) ? -1 : next_.call(dir, path, flags);
 }
 
 DSV4_API int mkstemp(char *path)
@@ -424,10 +463,13 @@ DSV4_API int mkstemp(char *path)
     return faults_hit(FAULT_FILE, CALLER(), EROFS) ? -1 : next_.call(path);
 }
 
+/* One that does not fail does nothing: thousands of runs would wait for the disk. */
 DSV4_API int fsync(int fd)
 {
     NEXT(int, fsync, int);
-    return faults_hit(FAULT_FILE, CALLER(), EIO) ? -1 : next_.call(fd);
+    if (faults_hit(FAULT_FILE, CALLER(), EIO))
+        return -1;
+    return faults_counts() ? 0 : next_.call(fd);
 }
 
 DSV4_API int rename(const char *from, const char *to)

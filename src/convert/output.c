@@ -99,8 +99,10 @@ int file_sum(char **out, const char *path, dsv4_progress_fn progress, void *arg,
     (void)progress;
     (void)arg;
 #endif
-    if (rc != 0)
+    if (rc != 0) {
         free(*out);
+        *out = NULL; /* of output.sum, which is released as a whole */
+    }
     return rc;
 }
 

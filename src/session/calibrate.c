@@ -237,9 +237,9 @@ static int report(char **json, const struct statistics *s, size_t tokens, dsv4_e
                                (int)n, "few", FEW, "prior_rows", PRIOR, "layers", layers)
                    : NULL;
     json_decref(layers);
-    *json = j ? json_dumps(j, JSON_INDENT(1)) : NULL;
+    int rc = json_write(json, j, JSON_INDENT(1), err);
     json_decref(j);
-    return *json ? 0 : err_memory(err, 1 << 16, "a report");
+    return rc;
 }
 
 int dsv4_calibrate(dsv4_engine *e, const int32_t *ids, size_t n, const char *file,
