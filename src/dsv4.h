@@ -59,6 +59,8 @@ typedef struct dsv4_tokenizer dsv4_tokenizer;
 
 /* Opens a `tokenizer.json`. Refused: anything but byte-level BPE, broken tables. */
 DSV4_API int dsv4_tokenizer_open(dsv4_tokenizer **out, const char *file, dsv4_err *err);
+/* The tokenizer of a model, without its weights: DIR/tokenizer.json, or what the metadata of a GGUF file say. */
+DSV4_API int dsv4_tokenizer_of(dsv4_tokenizer **out, const char *model, dsv4_err *err);
 DSV4_API void dsv4_tokenizer_close(dsv4_tokenizer *t);
 
 /* Number of ids, added tokens included (ids are 0 .. size-1). */

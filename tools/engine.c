@@ -127,11 +127,7 @@ int tokenizer_open(struct program *p, dsv4_tokenizer **out, dsv4_err *err)
     char *dir;
     bool embedded;
     TRY(model_find(p, &dir, &embedded, err));
-    struct bytes b = {0};
-    int rc = bytes_printf(&b, err, "%s/tokenizer.json", dir);
-    if (rc == 0)
-        rc = dsv4_tokenizer_open(out, b.data, err);
-    free(b.data);
+    int rc = dsv4_tokenizer_of(out, dir, err);
     free(dir);
     return rc;
 }

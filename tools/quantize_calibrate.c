@@ -54,7 +54,7 @@ static int run_texts(struct program *p, dsv4_engine *e, const struct calibration
     }
     free(all.id);
     TRY(rc);
-    if (!p->term.quiet)
+    if (p->a.json || !p->term.quiet)
         return show_json(p, json, err);
     dsv4_free(json);
     return 0;

@@ -57,23 +57,34 @@ static int read_sampling(dsv4_engine *e, dsv4_err *err)
     return rc;
 }
 
+static int read_tokenizer(dsv4_tokenizer **out, const char *model, uint32_t vocab, dsv4_err *err)
+{
+    struct checkpoint_text t;
+    TRY(checkpoint_text(&t, model, "tokenizer.json", true, err));
+    int rc = tokenizer_parse(out, t.text, t.len, t.where, err);
+    if (rc == 0 && dsv4_tokenizer_size(*out) > vocab)
+        rc = err_set(err, DSV4_REFUSED, "%s: %zu tokens; config.json says vocab_size %u", t.where,
+                     dsv4_tokenizer_size(*out), vocab);
+    checkpoint_text_close(&t);
+    return rc;
+}
+
+int dsv4_tokenizer_of(dsv4_tokenizer **out, const char *model, dsv4_err *err)
+{
+    return read_tokenizer(out, model, UINT32_MAX, err);
+}
+
 static int open_tokenizer(dsv4_engine *e, dsv4_err *err)
 {
     const struct config *c = e->cp.cfg;
-    struct checkpoint_text t;
-    TRY(checkpoint_text(&t, e->cp.dir, "tokenizer.json", true, err));
-    int rc = tokenizer_parse(&e->tok, t.text, t.len, t.where, err);
-    if (rc == 0 && dsv4_tokenizer_size(e->tok) > c->vocab)
-        rc = err_set(err, DSV4_REFUSED, "%s: %zu tokens; config.json says vocab_size %u", t.where,
-                     dsv4_tokenizer_size(e->tok), c->vocab);
-    checkpoint_text_close(&t);
-    if (rc != 0 || c->n_engram == 0)
-        return rc;
+    TRY(read_tokenizer(&e->tok, e->cp.dir, c->vocab, err));
+    if (c->n_engram == 0)
+        return 0;
     /* Ids beyond the tokenizer (a padded vocabulary) have no text: they fold like the pad token. */
     int32_t *map, *all;
     uint32_t distinct;
     TRY(engram_map_build(e->tok, &map, &distinct, err));
-    rc = mem_alloc(&all, c->vocab, sizeof *all, "the Engram vocabulary", err);
+    int rc = mem_alloc(&all, c->vocab, sizeof *all, "the Engram vocabulary", err);
     if (rc != 0) {
         free(map);
         return rc;
