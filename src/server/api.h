@@ -81,8 +81,6 @@ void openai_sampling(const struct openai_params *p, struct turn_sampling *s);
 
 /* {"id": ..., "choices":[ */
 void openai_head(struct turn *t, const char *object);
-/* A token's text as a JSON string. */
-void openai_token(struct turn *t, int32_t id);
 void openai_logprob(struct turn *t, const dsv4_logprob *l);
 /* Messages of a chat as dsv4_request knows them: other names for the same things are replaced, members and
  * parts that nobody knows refused. NULL is no message. */

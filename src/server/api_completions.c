@@ -44,7 +44,7 @@ static void write_logprobs(struct turn *t, const struct result *r, size_t from, 
     out_text(&t->out, "{\"tokens\":[");
     for (size_t i = from; i < r->n_logged; i++) {
         out_text(&t->out, i > from ? "," : "");
-        openai_token(t, r->logged[i].chosen.token);
+        out_token(&t->out, t->x->server->tok, r->logged[i].chosen.token);
     }
     out_text(&t->out, "],\"token_logprobs\":[");
     for (size_t i = from; i < r->n_logged; i++) {
@@ -65,7 +65,7 @@ static void write_logprobs(struct turn *t, const struct result *r, size_t from, 
         for (size_t k = 0; k < t->options.n_top && l->top[k].token >= 0; k++) {
             /* tokens that are parts of characters look alike: the likeliest stands for them */
             out_text(&t->out, k ? "," : "");
-            openai_token(t, l->top[k].token);
+            out_token(&t->out, t->x->server->tok, l->top[k].token);
             out_text(&t->out, ":");
             openai_logprob(t, &l->top[k]);
         }

@@ -95,17 +95,10 @@ static const struct param tokenize_table[] = {
 
 static void write_pieces(struct server *s, struct out *o, const int32_t *ids, size_t n)
 {
-    char clean[1024];
     out_text(o, "[");
     for (size_t i = 0; i < n; i++) {
-        size_t len, k = 0;
-        dsv4_utf8 u = {0};
-        const char *text = dsv4_token_bytes(s->tok, ids[i], &len);
-        if (text)
-            k = dsv4_utf8_push(&u, text, len < 300 ? len : 300, clean);
-        k += dsv4_utf8_flush(&u, clean + k);
         out_printf(o, "%s{\"id\":%d,\"piece\":", i ? "," : "", (int)ids[i]);
-        out_string(o, clean, k);
+        out_token(o, s->tok, ids[i]);
         out_text(o, "}");
     }
     out_text(o, "]");

@@ -89,7 +89,7 @@ static void write_token(struct turn *t, int32_t id)
     size_t len;
     const char *text = dsv4_token_bytes(t->x->server->tok, id, &len);
     out_text(&t->out, "\"token\":");
-    openai_token(t, id);
+    out_token(&t->out, t->x->server->tok, id);
     out_text(&t->out, ",\"bytes\":");
     write_bytes(&t->out, text ? text : "", text ? len : 0);
 }

@@ -62,18 +62,6 @@ void openai_head(struct turn *t, const char *object)
     out_text(&t->out, ",\"system_fingerprint\":\"dsv4-" DSV4_VERSION "\",\"choices\":[");
 }
 
-void openai_token(struct turn *t, int32_t id)
-{
-    char clean[1024];
-    size_t len, n = 0;
-    const char *text = dsv4_token_bytes(t->x->server->tok, id, &len);
-    dsv4_utf8 u = {0};
-    if (text)
-        n = dsv4_utf8_push(&u, text, len < 300 ? len : 300, clean);
-    n += dsv4_utf8_flush(&u, clean + n);
-    out_string(&t->out, clean, n);
-}
-
 void openai_logprob(struct turn *t, const dsv4_logprob *l)
 {
     out_number(&t->out, fmax(-9999, (double)l->logprob)); /* JSON has no infinity */

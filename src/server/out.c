@@ -67,6 +67,19 @@ void out_string(struct out *o, const char *text, size_t len)
     out_add(o, "\"", 1);
 }
 
+void out_token(struct out *o, const dsv4_tokenizer *tok, int32_t id)
+{
+    enum { LONGEST = 300 };
+    char clean[3 * LONGEST + 18];
+    size_t len, n = 0;
+    const char *bytes = dsv4_token_bytes(tok, id, &len);
+    dsv4_utf8 u = {0};
+    if (bytes)
+        n = dsv4_utf8_push(&u, bytes, len < LONGEST ? len : LONGEST, clean);
+    n += dsv4_utf8_flush(&u, clean + n);
+    out_string(o, clean, n);
+}
+
 void out_cstring(struct out *o, const char *text)
 {
     out_string(o, text, strlen(text));

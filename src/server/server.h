@@ -33,6 +33,8 @@ void out_text(struct out *o, const char *text);
 void out_printf(struct out *o, const char *format, ...) PRINTF_LIKE(2, 3);
 /* A JSON string with its quotes; text is UTF-8. */
 void out_string(struct out *o, const char *text, size_t len);
+/* A token's text as a JSON string: its first 300 bytes, whatever is no UTF-8 replaced. */
+void out_token(struct out *o, const dsv4_tokenizer *tok, int32_t id);
 void out_cstring(struct out *o, const char *text);
 /* Likewise what stands in `text` from byte `at` on. */
 void out_string_of(struct out *o, const struct out *text, size_t at);

@@ -155,7 +155,7 @@ def killed_while_saving(_):
     """The old snapshot or the new one, never a mixture; what was left half written goes away."""
     with tempfile.TemporaryDirectory() as d:
         options = ("--cache-dir", d, "--cache-min", "100")
-        long = chat("The capital of Cuba is Havana. " * 300 + "What is the capital of Cuba?")
+        long = chat("The capital of Cuba is Havana. " * (300 if LONG else 150) + "What is the capital of Cuba?")
         s = Server(*options)
         first = s.post("/v1/chat/completions", long)[2]["choices"][0]["message"]
         s.kill()

@@ -32,14 +32,14 @@ class Server:
         env.pop("DSV4_MODEL", None)
         self.p = subprocess.Popen([*before, PROGRAM, "--port", "0", "--batch", "64", *args], stderr=self.log,
                                   stdout=subprocess.DEVNULL, env=env)
-        for _ in range(600):
+        for _ in range(6000):
             m = re.search(rb"listening on https?://\S+:(\d+)/", self.text())
             if m:
                 self.port = int(m.group(1))
                 return
             if self.p.poll() is not None:
                 break
-            time.sleep(0.1)
+            time.sleep(0.01)
         raise RuntimeError("the server does not start: %r" % self.text())
 
     def text(self):
@@ -155,11 +155,11 @@ OTHER_TOOL = {"type": "function", "function": {
 
 def idle(s, seconds=20):
     """Waits until nothing is in work."""
-    for _ in range(int(seconds * 10)):
+    for _ in range(int(seconds * 50)):
         r = json.loads(s.get("/slots")[2])
         if r["running"] == 0 and r["queued"] == 0:
             return
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise AssertionError("still busy: %r" % r)
 
 
