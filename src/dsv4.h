@@ -566,8 +566,8 @@ DSV4_API int dsv4_plan_synthetic(const char *config, size_t len, const dsv4_slic
 DSV4_API int dsv4_seq_pretend(dsv4_seq *s, size_t len, dsv4_err *err);
 
 /* Where the time of dsv4_eval went since dsv4_timings_reset, as one of the threads saw it, as JSON text:
- *   {"steps", "rows", "seconds", "operators": [names], "layers": [[seconds of each operator], ...]}
- * The last list is for what belongs to no layer. Only for synthetic engines (DSV4_USAGE). */
+ *   {"steps", "rows", "barriers", "seconds", "operators": [names], "layers": [[seconds of each operator], ...]}
+ * The last list is for what belongs to no layer. barriers: how often all threads met. Only for synthetic engines (DSV4_USAGE). */
 DSV4_API int dsv4_timings(const dsv4_engine *e, char **json, dsv4_err *err);
 DSV4_API void dsv4_timings_reset(dsv4_engine *e);
 
@@ -575,6 +575,7 @@ DSV4_API void dsv4_timings_reset(dsv4_engine *e);
 typedef struct dsv4_roof {
     double read, copy; /* bytes a second, from and to memory; copied bytes count once */
     double int8, f32;  /* multiply-adds a second, from registers; 0: not known for these kernels */
+    double barrier;    /* seconds that a meeting of all threads takes; 0: there is one thread */
     uint64_t bytes;    /* that were read */
 } dsv4_roof;
 

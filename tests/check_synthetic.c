@@ -322,6 +322,7 @@ START_TEST(where_time_goes)
     dsv4_timings_reset(e);
     json_t *j = timings(e);
     ck_assert_int_eq(json_integer_value(json_object_get(j, "steps")), 0);
+    ck_assert_int_eq(json_integer_value(json_object_get(j, "barriers")), 0);
     ck_assert_double_eq(json_number_value(json_object_get(j, "seconds")), 0);
     json_decref(j);
     double begin = clock_now();
@@ -358,6 +359,7 @@ START_TEST(roofs_of_this_machine)
     ck_assert_msg(r.read > 1e7 && r.read < 1e13, "reads %g bytes/s", r.read);
     ck_assert_msg(r.copy > 1e7 && r.copy < 1e13, "copies %g bytes/s", r.copy);
     ck_assert_uint_ge(r.bytes, 1 << 20);
+    ck_assert_msg(r.barrier > 1e-9 && r.barrier < 1, "a barrier takes %g s", r.barrier);
     o.cpus = "nonsense";
     ck_assert_int_eq(dsv4_roofs(&o, 0.1, &r, &err), DSV4_USAGE);
     o.cpus = NULL;

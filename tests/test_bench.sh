@@ -31,6 +31,8 @@ says out '^machine +read [0-9.]+ GB/s'
 says out '^decode +1 +200 '
 says out '^prefill +40 +0 '
 says out '^experts up '
+says out '^barriers a layer +1[0-9]'
+says out '^ +a barrier [0-9.]+ ns '
 says out '^whole model 8 layers'
 says out '^prediction for layers 0-[5-7]'
 if command -v python3 >/dev/null && python3 - "$T/a.svg" <<'END' >"$T/out" 2>"$T/err"; then pass; else fail "the drawing"; fi
@@ -50,6 +52,7 @@ import json, sys
 r = json.load(open(sys.argv[1]))
 assert len(r["measured"]) == 6 and r["threads"] == 2 and r["repetitions"] == 2
 assert r["slice"]["experts_format"] == "q4" and r["slice"]["dense_format"] == "q8"
+assert 0 < r["roofs"]["barrier_seconds"]["min"] < 1
 roof = r["roofs"]["read_bytes_per_second"]
 assert 0 < roof["min"] <= roof["median"] <= roof["max"]
 for c in r["measured"]:
@@ -57,6 +60,7 @@ for c in r["measured"]:
     assert 0 < t["min"] <= t["median"] <= t["max"]
     near = lambda a, b: abs(a / b - 1) < 1e-4
     assert near(t["max"], c["rows"] / s["min"]) and near(t["min"], c["rows"] / s["max"])
+    assert 8 <= c["barriers_per_layer"] <= 16
     ops = sum(c["operators"].values())
     assert s["min"] * 0.999 <= ops <= s["max"] * 1.001, (ops, s)
     if c["kind"] == "decode":

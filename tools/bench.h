@@ -73,6 +73,7 @@ struct bench_case {
     uint32_t rows, depth;
     double *seconds; /* [reps] of one step */
     double **spent;  /* [reps] [layers + 1][operators] of one step */
+    double barriers; /* of one step */
 };
 
 struct bench_run {

@@ -81,6 +81,10 @@ static void show_roofs(struct stream *out, const json_t *r)
     show_spread(out, f, "int8_multiply_adds_per_second", 1e-9, "G multiply-adds/s");
     stream_text(out, ", f32 ");
     show_spread(out, f, "f32_multiply_adds_per_second", 1e-9, "G multiply-adds/s");
+    if (json_is_object(json_object_get(f, "barrier_seconds"))) {
+        stream_text(out, "\n            a barrier ");
+        show_spread(out, f, "barrier_seconds", 1e9, "ns");
+    }
     stream_text(out, "\n");
 }
 
@@ -121,28 +125,41 @@ static double total(const json_t *c)
     return sum;
 }
 
+/* The head of a case's column, " d1@4096"; returns its width. */
+static int case_name(const json_t *c, char *out, size_t size)
+{
+    return snprintf(out, size, " %c%.0f@%.0f", is_prefill(c) ? 'p' : 'd', real_of(c, "rows"),
+                    real_of(c, "depth"));
+}
+
 static void show_operators(struct stream *out, const json_t *r)
 {
     size_t i;
     const json_t *c;
     const char *op;
     json_t *v;
+    char head[40];
     stream_printf(out, "\n%-16s", "time in percent");
-    json_array_foreach(cases_of(r), i, c) stream_printf(
-        out, " %c%.0f@%.0f", is_prefill(c) ? 'p' : 'd', real_of(c, "rows"), real_of(c, "depth"));
+    json_array_foreach(cases_of(r), i, c)
+    {
+        case_name(c, head, sizeof head);
+        stream_text(out, head);
+    }
     stream_text(out, "\n");
     json_object_foreach(json_object_get(json_array_get(cases_of(r), 0), "operators"), op, v)
     {
         stream_printf(out, "%-16s", op);
         json_array_foreach(cases_of(r), i, c)
         {
-            char head[40];
-            int width = snprintf(head, sizeof head, " %c%.0f@%.0f", is_prefill(c) ? 'p' : 'd',
-                                 real_of(c, "rows"), real_of(c, "depth"));
+            int width = case_name(c, head, sizeof head);
             stream_printf(out, "%*.1f", width, 100 * of(c, "operators", op) / total(c));
         }
         stream_text(out, "\n");
     }
+    stream_printf(out, "%-16s", "barriers a layer");
+    json_array_foreach(cases_of(r), i, c) stream_printf(
+        out, "%*.1f", case_name(c, head, sizeof head), real_of(c, "barriers_per_layer"));
+    stream_text(out, "\n");
 }
 
 static void show_whole(struct stream *out, const json_t *r)

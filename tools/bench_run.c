@@ -136,13 +136,14 @@ static int take_names(struct bench_run *r, const json_t *names, dsv4_err *err)
     return 0;
 }
 
-/* What the operators took, for one step; the rest of `seconds` counts to no layer's first operator. */
-static int take_timings(struct bench *b, double **out, double seconds, uint32_t steps,
+/* What the operators took, for one step; the rest of the step counts to no layer's first operator. */
+static int take_timings(struct bench *b, struct bench_case *c, size_t rep, uint32_t steps,
                         dsv4_err *err)
 {
     char *text;
     json_error_t je;
     struct bench_run *r = b->r;
+    double **out = &c->spent[rep];
     TRY(dsv4_timings(b->e, &text, err));
     json_t *j = json_loads(text, 0, &je);
     dsv4_free(text);
@@ -159,8 +160,9 @@ static int take_timings(struct bench *b, double **out, double seconds, uint32_t 
         sum += (*out)[i];
     }
     if (rc == 0)
-        (*out)[(n - 1) * r->n_ops] += seconds - sum;
+        (*out)[(n - 1) * r->n_ops] += c->seconds[rep] - sum;
     r->n_layers = (uint32_t)(n - 1);
+    c->barriers = real_of(j, "barriers") / steps;
     json_decref(j);
     return rc;
 }
@@ -176,7 +178,7 @@ static int run_case(struct bench *b, struct bench_case *c, size_t rep, dsv4_err 
     for (uint32_t i = 0; i < steps; i++)
         TRY(step(b, c->rows, err));
     c->seconds[rep] = (clock_seconds() - begin) / steps;
-    return take_timings(b, &c->spent[rep], c->seconds[rep], steps, err);
+    return take_timings(b, c, rep, steps, err);
 }
 
 /* ------------------------------------------------------------------ all of them */

@@ -176,20 +176,22 @@ static int put_slice(struct bench_all *a, dsv4_err *err)
 static int put_roofs(struct bench_all *a, dsv4_err *err)
 {
     const struct bench_run *r = &a->run;
-    double read[100], copy[100], int8[100], f32[100];
+    double read[100], copy[100], int8[100], f32[100], barrier[100];
     for (size_t i = 0; i < r->reps; i++) {
         read[i] = r->roof[i].read;
         copy[i] = r->roof[i].copy;
         int8[i] = r->roof[i].int8;
         f32[i] = r->roof[i].f32;
+        barrier[i] = r->roof[i].barrier;
     }
     json_t *none = int8[0] > 0 ? spread(int8, r->reps, 1) : json_null();
     json_t *floats = f32[0] > 0 ? spread(f32, r->reps, 1) : json_null();
+    json_t *meeting = barrier[0] > 0 ? spread(barrier, r->reps, 1) : json_null();
     return put(a->result, "roofs",
-               json_pack("{s:o, s:o, s:o, s:o}", "read_bytes_per_second", spread(read, r->reps, 1),
-                         "copy_bytes_per_second", spread(copy, r->reps, 1),
-                         "int8_multiply_adds_per_second", none, "f32_multiply_adds_per_second",
-                         floats),
+               json_pack("{s:o, s:o, s:o, s:o, s:o}", "read_bytes_per_second",
+                         spread(read, r->reps, 1), "copy_bytes_per_second",
+                         spread(copy, r->reps, 1), "int8_multiply_adds_per_second", none,
+                         "f32_multiply_adds_per_second", floats, "barrier_seconds", meeting),
                err);
 }
 
@@ -239,12 +241,12 @@ static int put_case(json_t *list, const struct bench_all *a, const struct bench_
     for (size_t i = 0; i < r->reps; i++)
         rate[i] = c->rows / c->seconds[i];
     double whole = bench_predict(r, c, &a->part, &a->whole, &guessed);
-    json_t *j =
-        json_pack("{s:s, s:i, s:i, s:o, s:o, s:o, s:f, s:b}", "kind",
-                  c->prefill ? "prefill" : "decode", "rows", (int)c->rows, "depth", (int)c->depth,
-                  "seconds_per_step", spread(c->seconds, r->reps, 1), "tokens_per_second",
-                  spread(rate, r->reps, 1), "operators", operators(r, c), "whole_tokens_per_second",
-                  c->rows / whole, "whole_has_unmeasured_kinds", (int)guessed);
+    json_t *j = json_pack(
+        "{s:s, s:i, s:i, s:o, s:o, s:o, s:f, s:f, s:b}", "kind", c->prefill ? "prefill" : "decode",
+        "rows", (int)c->rows, "depth", (int)c->depth, "seconds_per_step",
+        spread(c->seconds, r->reps, 1), "tokens_per_second", spread(rate, r->reps, 1), "operators",
+        operators(r, c), "barriers_per_layer", c->barriers / r->n_layers, "whole_tokens_per_second",
+        c->rows / whole, "whole_has_unmeasured_kinds", (int)guessed);
     TRY(json_made(j, err));
     int rc = put_shares(j, a, c, err);
     if (rc != 0) {

@@ -282,7 +282,9 @@ void forward(struct pool *pool, struct batch *b)
         b->steps++;
         b->rows_timed += b->n;
     }
+    unsigned before = pool_barriers(pool);
     pool_run(pool, run, b);
+    b->barriers += pool_barriers(pool) - before;
     for (size_t i = 0; i < b->n_seg; i++) {
         struct cache *c = b->seg[i].cache;
         c->len += b->seg[i].n;

@@ -454,7 +454,7 @@ struct batch {
 
     double *spent; /* [n_layers + 1][N_OPS] seconds (the last row: no layer), or NULL: not wanted */
     double lap;    /* when the running operator began */
-    size_t steps, rows_timed;
+    size_t steps, rows_timed, barriers;
 
     float *logits;  /* [n_want][vocab], the caller's */
     float *scratch; /* [lanes][scratch_ld] */

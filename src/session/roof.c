@@ -1,5 +1,5 @@
-/* Roofs of a machine, measured: how fast its threads read and copy memory, and how many multiply-adds they
- * do from registers. Threads and their places are those that an engine with the same options has. */
+/* Roofs of a machine, measured: how fast its threads read and copy memory and meet, and how many
+ * multiply-adds they do from registers. Threads and their places are those that an engine with the same options has. */
 #include "session.h"
 
 #include <stdlib.h>
@@ -80,6 +80,15 @@ static void lane_peak(const struct lane *l, void *arg)
     atomic_fetch_add(&s->done, s->peak(s->rounds));
 }
 
+static void lane_meet(const struct lane *l, void *arg)
+{
+    struct measuring *s = arg;
+    for (int i = 0; i < ROUNDS; i++)
+        lane_barrier(l);
+    if (l->id == 0)
+        atomic_store(&s->done, ROUNDS);
+}
+
 /* The best of the passes that fit into `seconds`, at least one of each distance. */
 static double read_speed(struct measuring *s, struct pool *pool, double seconds, uint64_t *bytes)
 {
@@ -153,6 +162,7 @@ static int measure(struct measuring *s, struct pool *pool, double seconds, dsv4_
     out->read = read_speed(s, pool, seconds / 2, &out->bytes);
     out->copy = rate(s, pool, seconds / 6, lane_copy);
     mem_unmap(s->at, s->bytes);
+    out->barrier = pool_threads(pool) > 1 ? 1 / rate(s, pool, seconds / 12, lane_meet) : 0;
     out->int8 = peak_speed(s, pool, seconds / 6, s->k.peak_int8);
     out->f32 = peak_speed(s, pool, seconds / 6, s->k.peak_f32);
     return 0;

@@ -31,10 +31,11 @@ static json_t *timings_json(const struct batch *b)
         ok = json_array_append_new(names, json_string(op_name[i])) == 0;
     for (uint32_t i = 0; ok && i < n; i++)
         ok = json_array_append_new(layers, seconds_of(b->spent + (size_t)i * N_OPS)) == 0;
-    json_t *j = ok ? json_pack("{s:I, s:I, s:f, s:O, s:O}", "steps", (json_int_t)b->steps, "rows",
-                               (json_int_t)b->rows_timed, "seconds", seconds, "operators", names,
-                               "layers", layers)
-                   : NULL;
+    json_t *j =
+        ok ? json_pack("{s:I, s:I, s:I, s:f, s:O, s:O}", "steps", (json_int_t)b->steps, "rows",
+                       (json_int_t)b->rows_timed, "barriers", (json_int_t)b->barriers, "seconds",
+                       seconds, "operators", names, "layers", layers)
+           : NULL;
     json_decref(names);
     json_decref(layers);
     return j;
@@ -56,5 +57,5 @@ void dsv4_timings_reset(dsv4_engine *e)
     struct batch *b = e->batch;
     for (size_t i = 0; b->spent && i < ((size_t)b->m->cfg->n_layers + 1) * N_OPS; i++)
         b->spent[i] = 0;
-    b->steps = b->rows_timed = 0;
+    b->steps = b->rows_timed = b->barriers = 0;
 }

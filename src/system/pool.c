@@ -289,6 +289,11 @@ static bool last_to_arrive(struct meeting *m, int all)
     return true;
 }
 
+unsigned pool_barriers(const struct pool *p)
+{
+    return atomic_load_explicit(&p->group[0].generation, memory_order_relaxed);
+}
+
 void lane_barrier(const struct lane *l)
 {
     if (l->n == 1)

@@ -300,6 +300,8 @@ void pool_run(struct pool *p, void (*fn)(const struct lane *l, void *arg), void 
 
 /* All lanes of the step meet here; memory written before is seen by all after. */
 void lane_barrier(const struct lane *l);
+/* How often all lanes met so far, modulo 2^32; one lane alone meets nobody. Between steps. */
+unsigned pool_barriers(const struct pool *p);
 
 /* The only lane of a step that has just one. */
 static inline struct lane lane_alone(struct pool *p)
