@@ -53,7 +53,7 @@ same() { # FILE: "Zebra 1234" is answered as by the directory
 }
 "$D" tokenize -m tests/golden/v4-tiny "one, two and three" >"$T/want.ids"
 run 0 "$D" tokenize -m "$T/tiny.gguf" "one, two and three"
-[ -s "$T/want.ids" ] && try "the same ids of a file and its directory" cmp "$T/want.ids" "$T/out"
+if [ -s "$T/want.ids" ] && cmp -s "$T/want.ids" "$T/out"; then pass; else fail "other ids of a file than of its directory"; fi
 head -c 100000 "$T/tiny.gguf" >"$T/cut.gguf"
 run 3 "$D" -m "$T/cut.gguf" -n 1 x
 write model tests/golden/v4-tiny "$T/drafts.gguf" 0 drafts
