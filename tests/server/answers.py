@@ -2,7 +2,7 @@
 
 import json
 
-from server.common import OTHER_TOOL, TOOL, Server, chat, eq, events, test
+from server.common import CUBA, OTHER_TOOL, TOOL, Server, answer, chat, content, eq, events, test
 
 
 @test
@@ -10,7 +10,7 @@ def chat_whole_and_stream(s):
     status, head, r = s.post("/v1/chat/completions", chat())
     eq(status, 200)
     c = r["choices"][0]
-    eq(c["message"]["content"], "The capital of Cuba is Havana.")
+    eq(c["message"]["content"], answer())
     eq(c["finish_reason"], "stop")
     u = r["usage"]
     eq(u["total_tokens"], u["prompt_tokens"] + u["completion_tokens"])
@@ -21,8 +21,7 @@ def chat_whole_and_stream(s):
     ev = events(body)
     eq(ev[-1], "[DONE]")
     eq(ev[-2]["usage"]["completion_tokens"], u["completion_tokens"])
-    eq("".join(e["choices"][0]["delta"].get("content", "") for e in ev[:-2]),
-       "The capital of Cuba is Havana.")
+    eq(content(ev), answer())
     eq(ev[-3]["choices"][0]["finish_reason"], "stop")
 
 
@@ -51,17 +50,18 @@ def reasoning(s):
 
 @test
 def stops_and_limits(s):
-    r = s.post("/v1/chat/completions", chat(stop=["Havana"]))[2]
-    eq(r["choices"][0]["message"]["content"], "The capital of Cuba is ")
-    eq(r["choices"][0]["finish_reason"], "stop")
-    r = s.post("/v1/chat/completions", chat(stop=["pital of"]))[2]
-    eq(r["choices"][0]["message"]["content"], "The ca")
+    text = answer()
+    for begin, end in ((len(text) // 2, len(text) // 2 + 1), (3, 8), (len(text) - 2, len(text))):
+        stop = text[begin:end]  # anywhere, also across tokens
+        r = s.post("/v1/chat/completions", chat(stop=["never said", stop]))[2]
+        eq(r["choices"][0]["message"]["content"], text[:text.find(stop)])
+        eq(r["choices"][0]["finish_reason"], "stop")
     r = s.post("/v1/chat/completions", chat(max_tokens=3))[2]
     eq(r["choices"][0]["finish_reason"], "length")
     eq(r["usage"]["completion_tokens"], 3)
-    r = s.post("/v1/messages", {"messages": [{"role": "user", "content": "What is the capital of Cuba?"}],
-                                "temperature": 0, "max_tokens": 50, "stop_sequences": [" is"]})[2]
-    eq((r["stop_reason"], r["stop_sequence"]), ("stop_sequence", " is"))
+    r = s.post("/v1/messages", {"messages": [{"role": "user", "content": CUBA}],
+                                "temperature": 0, "max_tokens": 50, "stop_sequences": [text[3:8]]})[2]
+    eq((r["stop_reason"], r["stop_sequence"]), ("stop_sequence", text[3:8]))
 
 
 @test
@@ -188,16 +188,16 @@ def anthropic_shapes(s):
 
 @test
 def responses_shapes(s):
-    body = {"input": "What is the capital of Cuba?", "temperature": 0, "reasoning": {"effort": "none"}}
+    body = {"input": CUBA, "temperature": 0, "reasoning": {"effort": "none"}}
     status, _, r = s.post("/v1/responses", body)
     eq((status, r["object"], r["status"]), (200, "response", "completed"))
-    eq(r["output"][0]["content"][0]["text"], "The capital of Cuba is Havana.")
+    eq(r["output"][0]["content"][0]["text"], answer())
     ev = events(s.request("POST", "/v1/responses", json.dumps({**body, "stream": True}).encode())[2])
     eq([e["sequence_number"] for e in ev], list(range(len(ev))))
     eq(ev[0]["type"], "response.created")
     eq(ev[-1]["type"], "response.completed")
     eq("".join(e["delta"] for e in ev if e["type"] == "response.output_text.delta"),
-       "The capital of Cuba is Havana.")
+       answer())
     eq(ev[-1]["response"]["output"][0]["content"], r["output"][0]["content"])
 
 

@@ -4,7 +4,7 @@ import concurrent.futures
 import json
 import time
 
-from server.common import OTHER_TOOL, Server, TOOL, chat, eq, parse, test
+from server.common import OTHER_TOOL, Server, TOOL, answer, chat, eq, parse, test
 
 
 @test
@@ -149,7 +149,7 @@ def schema_bombs(s):
             other = pool.submit(s.post, "/v1/chat/completions", chat())
             status, _, r = bomb.result()
             assert status in (200, 400), (body[:200], status, r)
-            eq(other.result()[2]["choices"][0]["message"]["content"], "The capital of Cuba is Havana.")
+            eq(other.result()[2]["choices"][0]["message"]["content"], answer())
         assert time.time() - begun < 20, body[:200]
 
 

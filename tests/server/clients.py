@@ -2,7 +2,7 @@
 
 import json
 
-from server.common import SKIPPED, TOOL, chat, eq, test
+from server.common import CUBA, SKIPPED, TOOL, answer, eq, test
 
 
 def clients():
@@ -86,7 +86,7 @@ def openai_async(s):
     async def one(c, i):
         text = ""
         st = await c.chat.completions.create(
-            model="nano", messages=[{"role": "user", "content": "What is the capital of Cuba?"}],
+            model="nano", messages=[{"role": "user", "content": CUBA}],
             temperature=0, stream=True, extra_body={"thinking": {"type": "disabled"}})
         async for e in st:
             text += e.choices[0].delta.content or ""
@@ -96,7 +96,7 @@ def openai_async(s):
         async with openai.AsyncOpenAI(base_url=s.url("/v1"), api_key="x", max_retries=0) as c:
             return await asyncio.gather(*(one(c, i) for i in range(24)))
 
-    eq(set(asyncio.run(many())), {"The capital of Cuba is Havana."})
+    eq(set(asyncio.run(many())), {answer()})
 
 
 @test
@@ -105,10 +105,10 @@ def anthropic_client(s):
     if not anthropic:
         return
     c = anthropic.Anthropic(base_url=s.url(), api_key="none", max_retries=0)
-    m = [{"role": "user", "content": "What is the capital of Cuba?"}]
+    m = [{"role": "user", "content": CUBA}]
     cold = {"temperature": 0}
     r = c.messages.create(model="nano", max_tokens=50, messages=m, extra_body=cold)
-    eq(r.content[0].text, "The capital of Cuba is Havana.")
+    eq(r.content[0].text, answer())
     with c.messages.stream(model="nano", max_tokens=50, messages=m, extra_body=cold) as st:
         eq("".join(st.text_stream), r.content[0].text)
         eq(st.get_final_message().stop_reason, "end_turn")
@@ -140,4 +140,4 @@ def anthropic_client(s):
             return await asyncio.gather(*(a.messages.create(
                 model="nano", max_tokens=50, messages=m, extra_body=cold) for _ in range(8)))
 
-    eq({x.content[0].text for x in asyncio.run(many())}, {"The capital of Cuba is Havana."})
+    eq({x.content[0].text for x in asyncio.run(many())}, {answer()})

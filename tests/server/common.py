@@ -1,5 +1,6 @@
 """What the tests of dsv4-server share: a server on a port of its own, requests over plain sockets."""
 
+import functools
 import json
 import os
 import re
@@ -135,13 +136,32 @@ def events(body):
     return out
 
 
-def chat(text="What is the capital of Cuba?", **more):
+CUBA = "What is the capital of Cuba?"
+
+
+def chat(text=CUBA, **more):
     return {"messages": [{"role": "user", "content": text}], "temperature": 0,
             "thinking": {"type": "disabled"}, **more}
 
 
 def eq(a, b):
     assert a == b, "%r is not %r" % (a, b)
+
+
+@functools.lru_cache(None)
+def answer():
+    """What the model says to chat(), whatever its weights are: `dsv4` answers the same question."""
+    env = dict(os.environ, DSV4_THREADS="2")
+    env.pop("DSV4_MODEL", None)
+    text = subprocess.run([os.path.join(os.path.dirname(PROGRAM), "dsv4"), "ask", "--think", "off", "--greedy", CUBA],
+                          check=True, env=env, capture_output=True, timeout=120).stdout.decode()
+    assert len(text) > 8, text
+    return text.removesuffix("\n")
+
+
+def content(events):
+    """The text of a streamed chat."""
+    return "".join(e["choices"][0]["delta"].get("content", "") for e in events if e != "[DONE]" and e["choices"])
 
 
 TOOL = {"type": "function", "function": {

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 
-from server.common import ENDLESS, PROGRAM, SKIPPED, Server, begin, chat, eq, events, idle, parse, test
+from server.common import CUBA, ENDLESS, PROGRAM, SKIPPED, Server, answer, begin, chat, content, eq, events, idle, parse, test
 
 
 @test
@@ -40,10 +40,9 @@ def tls(_):
 
             status, _, body = ask(chat())
             eq((status, json.loads(body)["choices"][0]["message"]["content"]),
-               (200, "The capital of Cuba is Havana."))
+               (200, answer()))
             ev = events(ask(chat(stream=True))[2])
-            eq("".join(e["choices"][0]["delta"].get("content", "") for e in ev[:-1]),
-               "The capital of Cuba is Havana.")
+            eq(content(ev), answer())
             assert not s.raw(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 200")
             half = s.connect()
             half.sendall(b"\x16\x03\x01\x02\x00\x01")  # begins a handshake, and is silent
@@ -78,7 +77,7 @@ def wall_clock_jumps(_):
             c = s.connect()
             begun = time.monotonic()
             eq(s.post("/v1/chat/completions", chat(timeout=50))[2]["choices"][0]["message"]["content"],
-               "The capital of Cuba is Havana.")
+               answer())
             eq(c.recv(1), b"")  # said nothing
             assert 2 < time.monotonic() - begun < 10
             begun = time.monotonic()
@@ -127,7 +126,7 @@ def odd_environment(_):
         s = Server("--cache-dir", d + "/cache", "--cache-min", "50", before=[
             "env", "-u", "HOME", "-u", "PATH", "LC_ALL=de_DE.UTF-8", "LANG=de_DE.UTF-8", "TZ=Asia/Kathmandu",
             "/bin/sh", "-c", 'umask 0; exec "$@" <&- >&-', "sh"])
-        r = s.post("/v1/chat/completions", chat("Havana. " * 60 + "What is the capital of Cuba?", logprobs=True,
+        r = s.post("/v1/chat/completions", chat("Words. " * 60 + CUBA, logprobs=True,
                                                 top_p=0.95))
         eq(r[0], 200)
         float(s.metric("uptime_seconds"))
@@ -185,7 +184,7 @@ def log_lines(_):
     s.get("/v1/models", headers={"Authorization": "Bearer secret-key-2"})
     eq(s.stop(), 0)
     text = s.text()
-    assert b"private" not in text and b"Havana" not in text and b"secret" not in text, text
+    assert b"private" not in text and answer().encode() not in text and b"secret" not in text, text
     assert not set(text) & (set(range(0x20)) - {0x0A}), text
     lines = [json.loads(line) for line in text.splitlines() if line.startswith(b"{")]
     eq([r["status"] for r in lines if r.get("path") == "/v1/models"], [401])
