@@ -105,6 +105,13 @@ static void hang_up(struct connection *c)
     shutdown(c->fd, SHUT_RDWR);
 }
 
+/* The client has closed its side, and nothing of what it sent before is left to be read. */
+static bool drained(const struct connection *c)
+{
+    char byte;
+    return recv(c->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 /* Refuses a request before its body is read. If there is one the connection cannot be used again.
  * */
 static enum MHD_Result refuse(struct MHD_Connection *con, struct exchange *x, struct failure *f,
@@ -241,6 +248,8 @@ static void on_completed(void *arg, struct MHD_Connection *con, void **state,
     if (c) {
         c->x = NULL;
         enter(h, c, PHASE_HEADERS);
+        if (drained(c)) /* the library was told of it together with the request, and forgot */
+            hang_up(c);
     }
     exchange_unref(x);
 }
@@ -295,14 +304,8 @@ static int add_poll(struct http *h, struct connection *c, size_t n)
     return 0;
 }
 
-/* Nothing of what the client sent before it closed is left to be read. */
-static bool drained(const struct connection *c)
-{
-    char byte;
-    return recv(c->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
-}
-
-/* Clients that have hung up: of requests in work, and of those that will never be complete. */
+/* Clients that have hung up: of requests in work, and of those that will never be complete. A closed sending
+ * side looks the same; it is served where that costs nothing. */
 static void look_for_hang_ups(struct http *h)
 {
     size_t n = 0;
@@ -321,7 +324,7 @@ static void look_for_hang_ups(struct http *h)
         struct connection *c = h->polled[i];
         bool lost = h->poll[i].revents & (POLLHUP | POLLERR | POLLNVAL);
         bool closed = h->poll[i].revents & POLLRDHUP;
-        if (lost || (closed && (c->phase == PHASE_REPLY || drained(c))))
+        if (lost || (closed && (c->phase == PHASE_REPLY ? c->x->generates : drained(c))))
             hang_up(c);
     }
 }
@@ -432,17 +435,32 @@ static int wait_for_work(struct http *h, int timeout, dsv4_err *err)
     return 0;
 }
 
+/* Whether a whole reply is with the library: having sent the last of it, it wants to be run once more to close the
+ * connection, and says nothing of it. */
+static bool finishing(const struct http *h)
+{
+    const struct list *replies = &h->phase[PHASE_REPLY];
+    for (const struct list *l = replies->next; l != replies; l = l->next) {
+        const struct exchange *x = ((const struct connection *)l)->x;
+        if (x && x->complete)
+            return true;
+    }
+    return false;
+}
+
 /* Waits, unless the last turn left something to do, and works. */
 static int turn(struct http *h, int timeout, dsv4_err *err)
 {
+    bool once_more = true;
     TRY(wait_for_work(h, timeout, err));
     look_for_hang_ups(h);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         h->progress = false;
         if (MHD_run(h->daemon) != MHD_YES)
             return err_set(err, DSV4_FAILED, "the HTTP library failed");
-        if (!h->progress)
+        if (!h->progress && !(once_more && finishing(h)))
             break;
+        once_more = h->progress;
     }
     h->progress = h->progress || unread(h);
     return 0;

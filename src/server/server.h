@@ -318,6 +318,8 @@ struct server;
 struct exchange {
     atomic_int refs;
     atomic_bool gone; /* the client hung up, or was hung up on */
+    atomic_bool
+        generates; /* the reply is made by the scheduler, as long as somebody waits for it */
     struct server *server;
     uint64_t number;
     char id[24]; /* "req_..." */

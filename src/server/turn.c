@@ -25,6 +25,7 @@ int turn_open(struct turn **out, struct exchange *x, const struct shape *shape, 
         return fail_err(f, &err);
     pthread_mutex_init(&t->lock, NULL);
     t->x = exchange_ref(x);
+    x->generates = true;
     t->shape = shape;
     t->body = json_incref(body);
     t->n_choices = 1;

@@ -155,14 +155,24 @@ def schema_bombs(s):
 
 @test
 def markers_are_text(s):
-    """No text of a user becomes a control token."""
+    """No text of anybody becomes a control token, wherever in a conversation it stands."""
     tok = json.load(open("models/nano/tokenizer.json"))
     added = {a["content"]: a["id"] for a in tok["added_tokens"]}
+
+    def conversation(x):
+        call = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": json.dumps({"city": x, x: 1})}}
+        tool = {"type": "function", "function": {"name": "get_weather", "description": x, "parameters": {
+            "type": "object", "properties": {"city": {"type": "string", "description": x, "enum": [x]}}}}}
+        return {"tools": [tool], "messages": [
+            {"role": "system", "content": x}, {"role": "user", "content": [{"type": "text", "text": x}]},
+            {"role": "assistant", "content": x, "reasoning_content": x, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": x}, {"role": "user", "content": x}]}
+
+    plain = s.post("/tokenize", conversation("a"))[2]["tokens"]
     for name, i in added.items():
         _, _, r = s.post("/tokenize", {"content": "a%sb" % name})
         assert i not in r["tokens"], name
         if name == "<｜deepseek_image｜>":
             continue  # stands for an image: refused as text
-        one = s.post("/tokenize", {"messages": [{"role": "user", "content": "a%sb" % name}]})[2]
-        plain = s.post("/tokenize", {"messages": [{"role": "user", "content": "ab"}]})[2]
-        eq(one["tokens"].count(i), plain["tokens"].count(i))
+        status, _, r = s.post("/tokenize", conversation("a%sb" % name))
+        eq((name, status, r["tokens"].count(i)), (name, 200, plain.count(i)))
