@@ -35,11 +35,14 @@ static inline __m256 e8m0_avx2(__m128i bytes)
     return _mm256_castsi256_ps(_mm256_max_epu32(e, _mm256_set1_epi32(0x00400000)));
 }
 
+#define INLINE_AVX2 static inline __attribute__((always_inline))
+
 /* Bytes ahead of the loads that are asked for: a few units of 64, so that the hardware's own prefetcher,
- * which stops at every 4 KB, is carried over. */
+ * which stops at every 4 KB, is carried over. Always inline, or gcc takes a function that only prefetches for
+ * one without effect and drops the call. */
 enum { AHEAD = 2048 };
 
-static inline void prefetch_avx2(const uint8_t *p)
+INLINE_AVX2 void prefetch_avx2(const uint8_t *p)
 {
     _mm_prefetch((const char *)p + AHEAD, _MM_HINT_T0);
 }
@@ -84,8 +87,6 @@ static inline void load_rows_avx2(__m256 *a, __m256 *b, const float *y, size_t n
 /* Computed here, in a register: compilers otherwise make products first and sums behind, or keep a sum in
  * memory while they hold what comes next. */
 #define HERE_AVX2(v) __asm__ volatile("" : "+x"(v))
-
-#define INLINE_AVX2 static inline __attribute__((always_inline))
 
 /* Exact products of E4M3 are 2^-60 of what they stand for until the block's scale undoes it: weights come as floats
  * that are 2^-120 of their values, and either they or x take 2^60 of that. So subnormal codes are no trouble, and

@@ -23,7 +23,7 @@ struct job {
     float *y[MAX_ROWS];
     const struct wmat *w;
     const struct bf16_tables *table;
-    size_t panel, rows; /* rows: valid ones of the panel */
+    size_t panel, rows; /* rows: valid ones of the panel, or of two */
 };
 
 /* ------------------------------------------------------------------ E4M3 */
@@ -41,9 +41,21 @@ INLINE_AVX2 void e4m3_word(__m256 acc[][2][2], int m, const struct job *j, size_
     __m256 w[4];
     e4m3_columns(w, _mm256_load_si256((const __m256i *)p));
     for (size_t k = 0; k < 4; k++)
-        for (int i = 0; i < m; i++)
+        for (int i = 0; i < m; i++) {
             acc[i][k & 1][half] =
                 _mm256_fmadd_ps(e4m3_x(j, m, i, c + k), w[k], acc[i][k & 1][half]);
+            HERE_AVX2(acc[i][k & 1][half]);
+        }
+}
+
+/* What a block's sums add to the outputs. */
+INLINE_AVX2 void e4m3_total(__m256 total[2], __m256 acc[2][2], uint8_t scale)
+{
+    __m256 back = _mm256_set1_ps(E4M3_BACK), s = _mm256_set1_ps(e8m0_value(scale));
+    for (int h = 0; h < 2; h++) {
+        __m256 sum = _mm256_mul_ps(_mm256_add_ps(acc[0][h], acc[1][h]), back);
+        total[h] = _mm256_fmadd_ps(sum, s, total[h]);
+    }
 }
 
 INLINE_AVX2 void e4m3_block(__m256 acc[][2][2], int m, const struct job *j, const uint8_t *p,
@@ -70,15 +82,38 @@ INLINE_AVX2 void panel_e4m3(const struct job *j, int m)
             acc[i][0][0] = acc[i][0][1] = acc[i][1][0] = acc[i][1][1] = _mm256_setzero_ps();
         size_t end = w->block_cols < w->cols - c ? c + w->block_cols : w->cols;
         e4m3_block(acc, m, j, p + c * PANEL, c, end);
-        __m256 back = _mm256_set1_ps(E4M3_BACK), s = _mm256_set1_ps(e8m0_value(*scale));
         for (int i = 0; i < m; i++)
-            for (int h = 0; h < 2; h++) {
-                __m256 sum = _mm256_mul_ps(_mm256_add_ps(acc[i][0][h], acc[i][1][h]), back);
-                total[i][h] = _mm256_fmadd_ps(sum, s, total[i][h]);
-            }
+            e4m3_total(total[i], acc[i], *scale);
     }
     for (int i = 0; i < m; i++)
         store_rows_avx2(j->y[i], total[i][0], total[i][1], j->rows);
+}
+
+/* Two panels with one row: four sums of one alone would wait for each other, and x is loaded half as often. */
+static void pair_e4m3(const struct job *j)
+{
+    const struct wmat *w = j->w;
+    const uint8_t *p = w->codes + j->panel * w->code_ld;
+    const uint8_t *scale = w->scales + j->panel * w->scale_ld;
+    __m256 total[2][2];
+    total[0][0] = total[0][1] = total[1][0] = total[1][1] = _mm256_setzero_ps();
+    for (size_t c = 0; c < w->cols; scale++) {
+        __m256 acc[2][2][2];
+        for (int k = 0; k < 8; k++)
+            acc[k & 1][k >> 1 & 1][k >> 2] = _mm256_setzero_ps();
+        size_t end = w->block_cols < w->cols - c ? c + w->block_cols : w->cols;
+        for (; c < end; c += 4, p += 64)
+            for (int k = 0; k < 2; k++) {
+                const uint8_t *q = p + (size_t)k * w->code_ld;
+                e4m3_word(&acc[k], 1, j, c, 0, q);
+                e4m3_word(&acc[k], 1, j, c, 1, q + 32);
+                prefetch_avx2(q);
+            }
+        for (int k = 0; k < 2; k++)
+            e4m3_total(total[k], acc[k], scale[(size_t)k * w->scale_ld]);
+    }
+    store_rows_avx2(j->y[0], total[0][0], total[0][1], PANEL);
+    store_rows_avx2(j->y[0] + PANEL, total[1][0], total[1][1], j->rows - PANEL);
 }
 
 /* ------------------------------------------------------------------ BF16 */
@@ -330,11 +365,13 @@ void matmul_avx2(float *y, size_t ldy, const float *x, size_t ldx, const uint32_
         j.x[i] = x + (pick ? pick[i] : i) * ldx;
     if (m == 1)
         j.x[0] = scaled_row(j.x[0], w, tmp);
-    for (size_t r = r0; r < r1; r += PANEL) {
+    for (size_t r = r0, step; r < r1; r += step) {
+        bool pair = m == 1 && w->format == W_E4M3 && r1 - r > PANEL;
+        step = pair ? 2 * PANEL : PANEL;
         j.panel = r / PANEL;
-        j.rows = r1 - r < PANEL ? r1 - r : PANEL;
+        j.rows = r1 - r < step ? r1 - r : step;
         for (size_t i = 0; i < m; i++)
             j.y[i] = y + i * ldy + r;
-        by_rows[m - 1](&j);
+        (pair ? pair_e4m3 : by_rows[m - 1])(&j);
     }
 }
