@@ -9,7 +9,7 @@ import sys
 OUT = "src/server/page/openapi.json"
 UNSUPPORTED = {  # known by name, to say why not
     "functions", "function_call", "audio", "prediction", "web_search_options", "suffix", "container",
-    "mcp_servers", "context_management", "output_config", "previous_response_id", "conversation",
+    "mcp_servers", "previous_response_id", "conversation",
     "prompt_template", "max_tool_calls"}
 TEXT_OR_LIST = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 SPECIAL = {

@@ -20,6 +20,10 @@ void api_turn(struct exchange *x, const struct shape *shape, const char *prefix,
 /* A JSON value built from a format (as json_pack); NULL on failure. Members of a chat body. */
 int api_set(json_t *object, const char *key, json_t *value);
 
+/* Takes the value over, NULL after a failed allocation. */
+int api_append(json_t *list, json_t *value, struct failure *f);
+int api_no_memory(struct failure *f);
+
 /* {"role", ...} of a message. */
 bool api_is(const json_t *object, const char *key, const char *value);
 
@@ -40,6 +44,32 @@ struct chat_words {
     int64_t budget; /* 0: none */
 };
 int api_chat(struct turn *t, json_t *chat, const struct chat_words *w, struct failure *f);
+
+/* ------------------------------------------------------------------ bodies as chats in OpenAI's words */
+
+/* What anthropic_chat.c reads of a body: members as params_read() leaves them, NULL where absent. */
+struct anthropic_body {
+    json_t *messages, *system, *tools, *tool_choice, *thinking, *output;
+};
+
+/* What becomes of it: a chat for api_chat(), and what a chat has no words for. */
+struct anthropic_chat {
+    json_t *chat;          /* with response_format; the caller's, NULL on failure */
+    bool parallel, hidden; /* more than one call may be made; reasoning is not sent */
+    int64_t budget;        /* tokens of reasoning; 0: no limit */
+};
+
+int anthropic_chat(const struct anthropic_body *b, struct anthropic_chat *out, struct failure *f);
+
+/* Likewise responses_chat.c. */
+struct responses_body {
+    const char *instructions;
+    json_t *input, *tools, *tool_choice, *text, *reasoning;
+};
+
+int responses_chat(const struct responses_body *b, json_t **chat, struct failure *f);
+
+/* ------------------------------------------------------------------ events */
 
 /* "data: " TEXT "\n\n" around what is written between them. */
 void sse_begin(struct turn *t, const char *event);

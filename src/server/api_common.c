@@ -52,6 +52,16 @@ int api_set(json_t *object, const char *key, json_t *value)
     return json_object_set_new(object, key, value);
 }
 
+int api_no_memory(struct failure *f)
+{
+    return fail_set(f, 503, NULL, "out of memory");
+}
+
+int api_append(json_t *list, json_t *value, struct failure *f)
+{
+    return value && json_array_append_new(list, value) == 0 ? 0 : api_no_memory(f);
+}
+
 bool api_is(const json_t *object, const char *key, const char *value)
 {
     const char *v = json_string_value(json_object_get(object, key));

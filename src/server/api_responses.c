@@ -6,25 +6,25 @@
 #include <string.h>
 
 struct params {
-    const char *model, *instructions, *previous, *user, *tier, *truncation, *cache_key, *safety,
-        *retention;
-    json_t *input, *tools, *tool_choice, *text, *reasoning, *metadata, *include, *stream_options,
-        *conversation, *prompt;
+    struct responses_body b;
+    const char *model, *previous, *user, *tier, *truncation, *cache_key, *safety, *retention;
+    json_t *metadata, *include, *stream_options, *conversation, *prompt;
     bool stream, parallel, store, background;
     int64_t max_tokens, max_calls, top_logprobs;
     double temperature, top_p;
 };
 
-#define AT(field) offsetof(struct params, field)
+#define AT(field)   offsetof(struct params, field)
+#define AT_B(field) AT(b.field)
 static const struct param table[] = {
     {"model", P_TEXT, 0, 256, AT(model)},
-    {"input", P_ANY, 0, 0, AT(input)},
-    {"instructions", P_TEXT, 0, 0, AT(instructions)},
-    {"tools", P_LIST, 0, 0, AT(tools)},
-    {"tool_choice", P_ANY, 0, 0, AT(tool_choice)},
+    {"input", P_ANY, 0, 0, AT_B(input)},
+    {"instructions", P_TEXT, 0, 0, AT_B(instructions)},
+    {"tools", P_LIST, 0, 0, AT_B(tools)},
+    {"tool_choice", P_ANY, 0, 0, AT_B(tool_choice)},
     {"parallel_tool_calls", P_BOOL, 0, 0, AT(parallel)},
-    {"text", P_OBJECT, 0, 0, AT(text)},
-    {"reasoning", P_OBJECT, 0, 0, AT(reasoning)},
+    {"text", P_OBJECT, 0, 0, AT_B(text)},
+    {"reasoning", P_OBJECT, 0, 0, AT_B(reasoning)},
     {"temperature", P_NUMBER, 0, 2, AT(temperature)},
     {"top_p", P_NUMBER, 1e-6, 1, AT(top_p)},
     {"max_output_tokens", P_INT, 1, 1e9, AT(max_tokens)},
@@ -77,245 +77,9 @@ static int judge(struct exchange *x, const struct params *p, struct failure *f)
         return fail_set(f, 400, "service_tier", "service_tier must be auto or default");
     if (p->truncation && strcmp(p->truncation, "disabled") != 0)
         return fail_set(f, 400, "truncation", "truncation must be disabled");
-    if (!p->input)
+    if (!p->b.input)
         return fail_set(f, 400, "input", "input is needed");
     return api_model(x->server, p->model, f);
-}
-
-/* ------------------------------------------------------------------ to a chat */
-
-static int no_memory(struct failure *f)
-{
-    return fail_set(f, 503, NULL, "out of memory");
-}
-
-static int append(json_t *list, json_t *v, struct failure *f)
-{
-    return v && json_array_append_new(list, v) == 0 ? 0 : no_memory(f);
-}
-
-/* The texts of a content list, joined; NULL with a failure. */
-static json_t *join_text(const json_t *content, struct failure *f)
-{
-    struct out o = {0};
-    size_t i;
-    json_t *part;
-    if (json_is_string(content))
-        return json_incref((json_t *)(uintptr_t)content);
-    if (!json_is_array(content)) {
-        fail_set(f, 400, "input", "input: content must be a text or a list of parts");
-        return NULL;
-    }
-    json_array_foreach(content, i, part)
-    {
-        const char *type = json_string_value(json_object_get(part, "type"));
-        const json_t *text = json_object_get(part, "text");
-        bool refusal = type && strcmp(type, "refusal") == 0;
-        if (refusal)
-            text = json_object_get(part, "refusal");
-        if (!type || !json_is_string(text) ||
-            (!refusal && strcmp(type, "input_text") != 0 && strcmp(type, "output_text") != 0 &&
-             strcmp(type, "text") != 0 && strcmp(type, "reasoning_text") != 0 &&
-             strcmp(type, "summary_text") != 0)) {
-            fail_set(f, 400, "input", "input: a part of type %.40s is not understood here",
-                     type ? type : "(none)");
-            out_free(&o);
-            return NULL;
-        }
-        if (i > 0)
-            out_text(&o, "\n\n");
-        out_add(&o, json_string_value(text), json_string_length(text));
-    }
-    json_t *v = o.failed ? NULL : json_stringn(o.b.data ? o.b.data : "", o.b.len);
-    out_free(&o);
-    if (!v)
-        no_memory(f);
-    return v;
-}
-
-/* An assistant's message is written in several items: reasoning, text, calls. They come together in
- * *open, which is in the list already. */
-static int open_assistant(json_t *list, json_t **open, struct failure *f)
-{
-    if (*open)
-        return 0;
-    *open = json_pack("{s:s, s:n}", "role", "assistant", "content");
-    return append(list, *open, f);
-}
-
-static int add_call(json_t *list, json_t **open, const json_t *item, struct failure *f)
-{
-    json_t *id = json_object_get(item, "call_id"), *name = json_object_get(item, "name"),
-           *args = json_object_get(item, "arguments");
-    if (!json_is_string(id) || !json_is_string(name) || !json_is_string(args))
-        return fail_set(f, 400, "input",
-                        "input: a function_call needs call_id, name and arguments");
-    if (open_assistant(list, open, f) != 0)
-        return -1;
-    json_t *calls = json_object_get(*open, "tool_calls");
-    if (!calls) {
-        calls = json_array();
-        if (!calls || api_set(*open, "tool_calls", calls) != 0)
-            return no_memory(f);
-    }
-    return append(calls,
-                  json_pack("{s:O, s:s, s:{s:O, s:O}}", "id", id, "type", "function", "function",
-                            "name", name, "arguments", args),
-                  f);
-}
-
-static int add_output(json_t *list, const json_t *item, struct failure *f)
-{
-    json_t *id = json_object_get(item, "call_id");
-    if (!json_is_string(id))
-        return fail_set(f, 400, "input", "input: a function_call_output needs call_id");
-    json_t *text = join_text(json_object_get(item, "output"), f);
-    return text ? append(list,
-                         json_pack("{s:s, s:O, s:o}", "role", "tool", "tool_call_id", id, "content",
-                                   text),
-                         f)
-                : -1;
-}
-
-static int add_reasoning(json_t *list, json_t **open, const json_t *item, struct failure *f)
-{
-    const json_t *content = json_object_get(item, "content");
-    if (!content || json_array_size(content) == 0)
-        return 0;
-    json_t *text = join_text(content, f);
-    if (!text)
-        return -1;
-    if (open_assistant(list, open, f) != 0 ||
-        json_object_set(*open, "reasoning_content", text) != 0) {
-        json_decref(text);
-        return f->status ? -1 : no_memory(f);
-    }
-    json_decref(text);
-    return 0;
-}
-
-static int add_message(json_t *list, json_t **open, const json_t *item, struct failure *f)
-{
-    const char *role = json_string_value(json_object_get(item, "role"));
-    bool assistant = role && strcmp(role, "assistant") == 0;
-    if (!role || (!assistant && strcmp(role, "user") != 0 && strcmp(role, "system") != 0 &&
-                  strcmp(role, "developer") != 0))
-        return fail_set(f, 400, "input",
-                        "input: role must be user, assistant, system or developer");
-    json_t *text = join_text(json_object_get(item, "content"), f);
-    if (!text)
-        return -1;
-    if (!assistant) {
-        *open = NULL;
-        const char *as = strcmp(role, "developer") == 0 ? "system" : role;
-        return append(list, json_pack("{s:s, s:o}", "role", as, "content", text), f);
-    }
-    if (*open && json_is_string(json_object_get(*open, "content")))
-        *open = NULL;
-    int rc = open_assistant(list, open, f);
-    if (rc == 0 && json_object_set(*open, "content", text) != 0)
-        rc = no_memory(f);
-    json_decref(text);
-    return rc;
-}
-
-static int add_item(json_t *list, json_t **open, const json_t *item, struct failure *f)
-{
-    const char *type = json_string_value(json_object_get(item, "type"));
-    if (!type || strcmp(type, "message") == 0)
-        return add_message(list, open, item, f);
-    if (strcmp(type, "function_call") == 0)
-        return add_call(list, open, item, f);
-    if (strcmp(type, "reasoning") == 0) {
-        *open = NULL;
-        return add_reasoning(list, open, item, f);
-    }
-    if (strcmp(type, "function_call_output") == 0) {
-        *open = NULL;
-        return add_output(list, item, f);
-    }
-    return fail_set(f, 400, "input", "input: an item of type %.40s is not understood here", type);
-}
-
-static int convert_input(const struct params *p, json_t *list, struct failure *f)
-{
-    size_t i;
-    json_t *item, *open = NULL;
-    if (p->instructions &&
-        append(list, json_pack("{s:s, s:s}", "role", "system", "content", p->instructions), f) != 0)
-        return -1;
-    if (json_is_string(p->input))
-        return append(list, json_pack("{s:s, s:O}", "role", "user", "content", p->input), f);
-    if (!json_is_array(p->input) || json_array_size(p->input) == 0)
-        return fail_set(f, 400, "input", "input must be a text or a list that is not empty");
-    json_array_foreach(p->input, i, item) if (add_item(list, &open, item, f) != 0) return -1;
-    return 0;
-}
-
-static int convert_tools(const struct params *p, json_t *list, struct failure *f)
-{
-    size_t i;
-    json_t *t;
-    json_array_foreach(p->tools, i, t)
-    {
-        const char *type = json_string_value(json_object_get(t, "type"));
-        json_t *name = json_object_get(t, "name"), *schema = json_object_get(t, "parameters"),
-               *text = json_object_get(t, "description");
-        if (!type || strcmp(type, "function") != 0)
-            return fail_set(f, 400, "tools", "tools: there is no tool of type %.40s here",
-                            type ? type : "(none)");
-        if (!json_is_string(name))
-            return fail_set(f, 400, "tools", "tools: a function needs a name");
-        json_t *fn = json_pack("{s:O}", "name", name);
-        if (!fn || (json_is_object(schema) && json_object_set(fn, "parameters", schema) != 0) ||
-            (json_is_string(text) && json_object_set(fn, "description", text) != 0)) {
-            json_decref(fn);
-            return no_memory(f);
-        }
-        if (append(list, json_pack("{s:s, s:o}", "type", "function", "function", fn), f) != 0)
-            return -1;
-    }
-    return 0;
-}
-
-static json_t *convert_choice(const json_t *c)
-{
-    if (api_is(c, "type", "function") && json_is_string(json_object_get(c, "name")))
-        return json_pack("{s:s, s:{s:O}}", "type", "function", "function", "name",
-                         json_object_get(c, "name"));
-    return json_incref((json_t *)(uintptr_t)c);
-}
-
-/* text.format -> response_format */
-static json_t *convert_format(const json_t *text)
-{
-    json_t *format = json_object_get(text, "format");
-    if (!format)
-        return NULL;
-    if (api_is(format, "type", "json_schema"))
-        return json_pack("{s:s, s:{s:O?}}", "type", "json_schema", "json_schema", "schema",
-                         json_object_get(format, "schema"));
-    return json_incref(format);
-}
-
-static int convert(const struct params *p, json_t **out, struct failure *f)
-{
-    json_t *messages = json_array(), *tools = json_array();
-    json_t *chat = json_pack("{s:o, s:o}", "messages", messages, "tools", tools), *v;
-    *out = chat;
-    if (!chat)
-        return no_memory(f);
-    if (convert_input(p, messages, f) != 0 || convert_tools(p, tools, f) != 0)
-        return -1;
-    if (p->tool_choice && api_set(chat, "tool_choice", convert_choice(p->tool_choice)) != 0)
-        return no_memory(f);
-    v = convert_format(p->text);
-    if (v && api_set(chat, "response_format", v) != 0)
-        return no_memory(f);
-    v = json_object_get(p->reasoning, "effort");
-    if (json_is_string(v) && json_object_set(chat, "reasoning_effort", v) != 0)
-        return no_memory(f);
-    return 0;
 }
 
 /* ------------------------------------------------------------------ writing */
@@ -328,8 +92,8 @@ struct own {
     size_t index, sequence, at, call;
     struct out items; /* those that are complete, with commas between */
     bool parallel;
-    json_t *tools, *metadata; /* borrowed from the body */
-    const char *instructions;
+    struct responses_body body; /* what it says is repeated in the response */
+    json_t *metadata;
     double temperature, top_p;
     int64_t max_tokens;
 };
@@ -342,6 +106,16 @@ static void write_usage(struct turn *t, struct out *o)
                "\"output_tokens\":%zu,\"output_tokens_details\":{\"reasoning_tokens\":%zu},"
                "\"total_tokens\":%zu}",
                t->prompt_tokens, t->cached_tokens, n, reasoning, t->prompt_tokens + n);
+}
+
+/* A member of the request, or what holds without it. */
+static void given(struct out *o, const char *name, const json_t *value, const char *otherwise)
+{
+    out_printf(o, ",\"%s\":", name);
+    if (value)
+        out_json(o, value);
+    else
+        out_text(o, otherwise);
 }
 
 /* The response object. status: in_progress, completed, incomplete, failed. */
@@ -364,8 +138,8 @@ static void write_response(struct turn *t, const char *status, bool usage, const
                     ? ",\"incomplete_details\":{\"reason\":\"max_output_tokens\"}"
                     : ",\"incomplete_details\":null");
     out_text(o, ",\"instructions\":");
-    if (w->instructions)
-        out_cstring(o, w->instructions);
+    if (w->body.instructions)
+        out_cstring(o, w->body.instructions);
     else
         out_text(o, "null");
     out_text(o, ",\"max_output_tokens\":");
@@ -382,16 +156,12 @@ static void write_response(struct turn *t, const char *status, bool usage, const
     out_number(o, w->temperature);
     out_text(o, ",\"top_p\":");
     out_number(o, w->top_p);
-    out_text(o, ",\"text\":{\"format\":{\"type\":\"text\"}},\"tool_choice\":\"auto\",\"tools\":");
-    if (w->tools)
-        out_json(o, w->tools);
-    else
-        out_text(o, "[]");
-    out_text(o, ",\"truncation\":\"disabled\",\"metadata\":");
-    if (w->metadata)
-        out_json(o, w->metadata);
-    else
-        out_text(o, "{}");
+    given(o, "text", w->body.text, "{\"format\":{\"type\":\"text\"}}");
+    given(o, "tool_choice", w->body.tool_choice, "\"auto\"");
+    given(o, "tools", w->body.tools, "[]");
+    given(o, "reasoning", w->body.reasoning, "null");
+    given(o, "metadata", w->metadata, "{}");
+    out_text(o, ",\"truncation\":\"disabled\"");
     out_text(o, ",\"usage\":");
     if (usage)
         write_usage(t, o);
@@ -663,9 +433,8 @@ static int read_request(struct turn *t, struct failure *f)
     if (mem_alloc(&w, 1, sizeof *w, "a request", &err) != 0)
         return fail_err(f, &err);
     *w = (struct own){.parallel = p.parallel,
-                      .tools = p.tools,
+                      .body = p.b,
                       .metadata = p.metadata,
-                      .instructions = p.instructions,
                       .temperature = p.temperature,
                       .top_p = p.top_p,
                       .max_tokens = p.max_tokens};
@@ -675,7 +444,7 @@ static int read_request(struct turn *t, struct failure *f)
     sp.sampling.top_p = (float)p.top_p;
     sp.max_tokens = (size_t)p.max_tokens;
     sp.user = p.user;
-    int rc = convert(&p, &chat, f);
+    int rc = responses_chat(&p.b, &chat, f);
     struct chat_words words = {.tools = json_object_get(chat, "tools"),
                                .tool_choice = json_object_get(chat, "tool_choice"),
                                .format = json_object_get(chat, "response_format"),
