@@ -5,6 +5,7 @@
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -487,12 +488,40 @@ static int check(struct setup *s, struct program *p, dsv4_err *err)
     return 0;
 }
 
+struct opening {
+    const char *dir;
+    dsv4_options options;
+    dsv4_engine *engine;
+    dsv4_err *err;
+    int rc;
+};
+
+static void *open_here(void *arg)
+{
+    struct opening *o = arg;
+    o->rc = dsv4_open(&o->engine, o->dir, &o->options, o->err);
+    return NULL;
+}
+
+/* On a thread that is gone afterwards. OpenMP keeps a team for every thread that has computed, and counts them: with
+ * ours and the scheduler's there are more than CPUs, and it puts each of them to sleep between two steps. */
+static int open_engine(struct setup *s, struct program *p, dsv4_engine **out, dsv4_err *err)
+{
+    struct opening o = {.dir = s->dir, .options = engine_of(&s->v, &p->term), .err = err};
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, open_here, &o) == 0)
+        pthread_join(thread, NULL);
+    else
+        open_here(&o);
+    *out = o.engine;
+    return o.rc;
+}
+
 static int serve(struct setup *s, struct program *p, dsv4_err *err)
 {
     dsv4_engine *e;
     struct server *server;
-    dsv4_options o = engine_of(&s->v, &p->term);
-    int rc = dsv4_open(&e, s->dir, &o, err);
+    int rc = open_engine(s, p, &e, err);
     status_clear(&p->term);
     if (rc != 0)
         return rc;
