@@ -235,6 +235,61 @@ def run(b, url):
     assert unnamed == 0, unnamed
     yield "Markdown is harmless, controls have names"
 
+    assert b.js("const e = document.createElement('div'); markdown(e, '3. a\\n   more\\n   - b\\n     - c\\n4. d\\n\\n---\\n- e'); "
+                "e.innerHTML") == ('<ol start="3"><li>a more<ul><li>b<ul><li>c</li></ul></li></ul></li><li>d</li></ol>'
+                                   '<hr><ul><li>e</li></ul>')
+    code = "\n".join("    for (int i = 0; i < n; i++) sum += table[i * stride + offset] * weights[i]; /* line %d */" % i
+                     for i in range(30))
+    text = ("Here is **the loop**, with `stride`:\n\n1. first\n   - inner\n2. second\n\n```c\n" + code +
+            "\n```\n\n| name | bytes |\n|-|-|\n| a | 1 |\n\n> quoted")
+    files = [{"path": "src/main.c", "root": "x", "tokens": 7, "length": 13}, {"path": "y", "root": "x", "tokens": 2, "length": 4}]
+    chats = [{"title": "A long answer", "messages": [
+        {"role": "user", "content": "File: main.c\nabc\nWhat?", "text": "What?", "files": files},
+        {"role": "assistant", "content": text, "reasoning": "A thought.", "reasoningTokens": 3, "stats": "9 + 99 tokens"}]}]
+    b.js("localStorage.setItem('dsv4.chats', %s)" % json.dumps(json.dumps(chats)))
+    b.call("Page.reload")
+    b.wait("document.readyState === 'complete' && document.querySelectorAll('.message').length === 2")
+    assert b.js("[...document.querySelectorAll('summary')].map(e => e.textContent).join()") == (
+        "2 files (9 tokens),Reasoning (3 tokens)")
+    b.js("document.querySelector('details.reasoning').open = true")
+    for name, wide, high in (("code-wide", 1200, 800), ("code-narrow", 390, 760)):
+        b.call("Emulation.setDeviceMetricsOverride", width=wide, height=high, deviceScaleFactor=1, mobile=False)
+        time.sleep(0.2)
+        assert b.js("document.documentElement.scrollWidth <= innerWidth"), name
+        for theme in ("light", "dark"):
+            b.set("set-theme", theme)
+            b.js("document.getElementById('log').scrollTop = 0")
+            b.shot("%s-%s" % (name, theme))
+    yield "shows code, tables and lists on wide and narrow windows"
+
+    toggle = "document.getElementById('side-toggle')"
+    b.call("Page.reload")
+    b.wait("document.readyState === 'complete' && document.querySelectorAll('.message').length === 2")
+    assert b.js(toggle + ".getAttribute('aria-expanded')") == "false"
+    b.js(toggle + ".click()")
+    assert b.js(toggle + ".getAttribute('aria-expanded') + document.getElementById('side').className") == "true"
+    b.shot("narrow-list")
+    b.key("Escape", "Escape", 27)
+    assert b.js(toggle + ".getAttribute('aria-expanded')") == "false"
+    assert b.js("document.activeElement === " + toggle)
+    b.js("document.getElementById('settings-open').click()")
+    b.shot("narrow-settings")
+    b.key("Escape", "Escape", 27)
+    b.wait("!document.getElementById('settings').open")
+    b.call("Emulation.clearDeviceMetricsOverride")
+    yield "keyboard and narrow windows"
+
+    b.js("document.querySelector('.message.user .tools button').click()")
+    assert b.js("document.getElementById('input').value") == "What?"
+    assert b.js("document.querySelectorAll('#files li').length") == 3  # two, and the button that removes them
+    b.wait("document.getElementById('count').textContent")
+    assert b.js("Repo.prompt(attached)") == "File: main.c\nabc\n"
+    b.set("set-max-tokens", 2)
+    b.js("document.getElementById('send').click()")
+    b.wait(IDLE + " && document.querySelectorAll('.message.assistant').length === 1")
+    assert b.js("JSON.parse(localStorage.getItem('dsv4.chats'))[0].messages[0].content") == "File: main.c\nabc\nWhat?"
+    yield "edits a message with files"
+
     assert not b.complaints, b.complaints
     yield "no complaint of the content security policy, no exception"
 

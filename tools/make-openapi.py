@@ -49,6 +49,7 @@ ROUTES = [  # path, method, summary, file and table of its body, names that are 
     ("/openapi.json", "get", "This description", None, []),
     ("/", "get", "The chat page", None, []),
     ("/chat.js", "get", "Its program", None, []),
+    ("/markdown.js", "get", "The part of it that shows Markdown", None, []),
     ("/repo.js", "get", "The part of it that makes prompts of folders", None, []),
     ("/chat.css", "get", "Its style", None, []),
 ]
@@ -98,6 +99,7 @@ ANSWERS = {  # what comes back with status 200: media type -> schema
     "/openapi.json": {"application/json": needs(openapi="text", paths="object")},
     "/": {"text/html": {"type": "string"}},
     "/chat.js": {"text/javascript": {"type": "string"}},
+    "/markdown.js": {"text/javascript": {"type": "string"}},
     "/repo.js": {"text/javascript": {"type": "string"}},
     "/chat.css": {"text/css": {"type": "string"}},
 }
@@ -161,7 +163,7 @@ def main():
         if "{model}" in path:
             op["parameters"] = [{"name": "model", "in": "path", "required": True,
                                  "schema": {"type": "string"}}]
-        if path in ("/", "/chat.js", "/repo.js", "/chat.css", "/health"):
+        if path in ("/", "/chat.js", "/markdown.js", "/repo.js", "/chat.css", "/health"):
             op["security"] = []
         paths.setdefault(path, {})[method] = op
     text = json.dumps({

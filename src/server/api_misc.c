@@ -329,10 +329,15 @@ void api_slots(struct exchange *x)
 /* ------------------------------------------------------------------ files */
 
 /* Made from src/server/page by the Makefile. */
-extern const unsigned char page_chat_html[], page_chat_js[], page_chat_css[], page_repo_js[];
-extern const unsigned char page_openapi_json[];
-extern const size_t page_chat_html_len, page_chat_js_len, page_chat_css_len, page_repo_js_len;
-extern const size_t page_openapi_json_len;
+#define PAGE(name)                            \
+    extern const unsigned char page_##name[]; \
+    extern const size_t page_##name##_len
+PAGE(chat_html);
+PAGE(chat_js);
+PAGE(chat_css);
+PAGE(markdown_js);
+PAGE(repo_js);
+PAGE(openapi_json);
 
 static void file(struct exchange *x, const char *type, const unsigned char *data, size_t len)
 {
@@ -345,14 +350,19 @@ void api_page(struct exchange *x)
 {
     static const char html[] = "text/html; charset=utf-8", css[] = "text/css; charset=utf-8",
                       js[] = "text/javascript; charset=utf-8";
-    if (strcmp(x->route->path, "/chat.js") == 0)
-        file(x, js, page_chat_js, page_chat_js_len);
-    else if (strcmp(x->route->path, "/repo.js") == 0)
-        file(x, js, page_repo_js, page_repo_js_len);
-    else if (strcmp(x->route->path, "/chat.css") == 0)
-        file(x, css, page_chat_css, page_chat_css_len);
-    else
-        file(x, html, page_chat_html, page_chat_html_len);
+    const struct {
+        const char *path, *type;
+        const unsigned char *data;
+        size_t len;
+    } files[] = {{"/", html, page_chat_html, page_chat_html_len},
+                 {"/chat.js", js, page_chat_js, page_chat_js_len},
+                 {"/markdown.js", js, page_markdown_js, page_markdown_js_len},
+                 {"/repo.js", js, page_repo_js, page_repo_js_len},
+                 {"/chat.css", css, page_chat_css, page_chat_css_len}};
+    size_t i = 0;
+    while (strcmp(x->route->path, files[i].path) != 0)
+        i++; /* each route that leads here is in the table */
+    file(x, files[i].type, files[i].data, files[i].len);
 }
 
 void api_openapi(struct exchange *x)

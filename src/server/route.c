@@ -19,6 +19,7 @@ static const struct route routes[] = {
     {"GET", "/openapi.json", false, PROTOCOL_OPENAI, api_openapi},
     {"GET", "/", true, PROTOCOL_OPENAI, api_page},
     {"GET", "/chat.js", true, PROTOCOL_OPENAI, api_page},
+    {"GET", "/markdown.js", true, PROTOCOL_OPENAI, api_page},
     {"GET", "/repo.js", true, PROTOCOL_OPENAI, api_page},
     {"GET", "/chat.css", true, PROTOCOL_OPENAI, api_page},
 };

@@ -93,7 +93,7 @@ def routes(s):
     eq(json.loads(body)["error"]["type"], "invalid_request_error")
     eq(s.get("/v1/models/nano")[0], 200)
     eq(s.get("/v1/models/other")[0], 404)
-    for path in ("/", "/chat.js", "/repo.js", "/chat.css", "/openapi.json", "/props", "/slots", "/metrics"):
+    for path in ("/", "/chat.js", "/markdown.js", "/repo.js", "/chat.css", "/openapi.json", "/props", "/slots", "/metrics"):
         status, head, body = s.get(path)
         eq(status, 200)
         assert body and head["x-content-type-options"] == "nosniff"

@@ -132,7 +132,7 @@ def every_route_wants_a_key(_):
     s = Server("--api-key", "secret-key-1")
     try:
         public = {p for _, p in table if s.get(p)[0] == 200}
-        eq(public, {"/health", "/", "/chat.js", "/repo.js", "/chat.css"} | ({"/markdown.js"} & public))
+        eq(public, {"/health", "/", "/chat.js", "/markdown.js", "/repo.js", "/chat.css"})
         for path in sorted({p for _, p in table} - public):
             for spelled in (path, path + "/", "/" + path, path.upper(), path.replace("/", "%2f"), path + "?key=secret-key-1",
                             "/." + path, path + "/..", path + "%20", path + ";a"):

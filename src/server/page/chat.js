@@ -1,21 +1,8 @@
 /* The chat page: conversations live in this browser, answers stream from /v1/chat/completions. Text of the
- * model is only ever put into the page as text: the Markdown below makes elements, never markup. */
+ * model is only ever put into the page as text: markdown.js makes elements of it, never markup. */
 "use strict";
 
 const $ = id => document.getElementById(id);
-const make = (name, text, cls) => {
-  const e = document.createElement(name);
-  if (text !== undefined) e.textContent = text;
-  if (cls) e.className = cls;
-  return e;
-};
-const button = (text, label, act) => {
-  const b = make("button", text);
-  b.type = "button";
-  b.setAttribute("aria-label", label);
-  b.addEventListener("click", act);
-  return b;
-};
 
 /* ------------------------------------------------------------------ what is kept */
 
@@ -39,116 +26,17 @@ const save = () => {
   }
 };
 
-const say = (text, bad) => {
-  $("state").textContent = text;
+/* What goes on. `rate` changes with every token and is not read out by screen readers. */
+const say = (text, bad, rate) => {
+  if ($("state").textContent !== text) $("state").textContent = text;
   $("state").classList.toggle("error", !!bad);
+  $("rate").textContent = rate || "";
 };
 
-/* ------------------------------------------------------------------ Markdown */
-
-function inline(to, text) {
-  const rule = /(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)|\*\*([\s\S]+?)\*\*|\*([^\s*][^*]*?)\*|\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)/g;
-  let at = 0;
-  for (const m of text.matchAll(rule)) {
-    to.append(text.slice(at, m.index));
-    at = m.index + m[0].length;
-    if (m[2] !== undefined) to.append(make("code", m[2].trim()));
-    else if (m[3] !== undefined) { const e = make("strong"); inline(e, m[3]); to.append(e); }
-    else if (m[4] !== undefined) { const e = make("em"); inline(e, m[4]); to.append(e); }
-    else {
-      const e = make("a", m[5]);
-      e.href = m[6];
-      e.rel = "noopener noreferrer";
-      e.target = "_blank";
-      e.title = m[6];
-      to.append(e);
-    }
-  }
-  to.append(text.slice(at));
-}
-
-function codeBlock(lines, language) {
-  const box = make("div", undefined, "code"), head = make("div", undefined, "head"), pre = make("pre");
-  const text = lines.join("\n");
-  head.append(make("span", language || "text"), button("Copy", "Copy the code", async e => {
-    try { await navigator.clipboard.writeText(text); e.target.textContent = "Copied"; }
-    catch { e.target.textContent = "No access"; }
-  }));
-  pre.append(make("code", text));
-  pre.tabIndex = 0;
-  box.append(head, pre);
-  return box;
-}
-
-function cells(line) {
-  return line.trim().replace(/^\||\|$/g, "").split("|").map(c => c.trim());
-}
-
-function markdown(to, text) {
-  const lines = text.split("\n"), out = document.createDocumentFragment();
-  let i = 0;
-  const paragraph = [];
-  const flush = () => {
-    if (!paragraph.length) return;
-    const p = make("p");
-    inline(p, paragraph.join("\n"));
-    out.append(p);
-    paragraph.length = 0;
-  };
-  while (i < lines.length) {
-    const line = lines[i];
-    let m;
-    if ((m = /^\s*(```+|~~~+)\s*([\w+#.-]*)/.exec(line))) {
-      flush();
-      const code = [];
-      for (i++; i < lines.length && !lines[i].trim().startsWith(m[1]); i++) code.push(lines[i]);
-      i++;
-      out.append(codeBlock(code, m[2]));
-    } else if ((m = /^(#{1,6})\s+(.*)/.exec(line))) {
-      flush();
-      const h = make("h" + Math.min(6, m[1].length + 2));
-      inline(h, m[2]);
-      out.append(h);
-      i++;
-    } else if (/^\s*([-*+]|\d+[.)])\s+/.test(line)) {
-      flush();
-      const ordered = /^\s*\d/.test(line), list = make(ordered ? "ol" : "ul");
-      for (; i < lines.length && (m = /^\s*(?:[-*+]|\d+[.)])\s+(.*)/.exec(lines[i])); i++) {
-        const li = make("li");
-        inline(li, m[1]);
-        list.append(li);
-      }
-      out.append(list);
-    } else if (/^\s*>/.test(line)) {
-      flush();
-      const quote = [];
-      for (; i < lines.length && /^\s*>/.test(lines[i]); i++) quote.push(lines[i].replace(/^\s*>\s?/, ""));
-      const q = make("blockquote");
-      inline(q, quote.join("\n"));
-      out.append(q);
-    } else if (line.includes("|") && /^\s*\|?[\s:|-]+\|[\s:|-]*$/.test(lines[i + 1] || "")) {
-      flush();
-      const table = make("table"), row = (line, name) => {
-        const tr = make("tr");
-        for (const c of cells(line)) { const e = make(name); inline(e, c); tr.append(e); }
-        table.append(tr);
-      };
-      row(line, "th");
-      for (i += 2; i < lines.length && lines[i].includes("|"); i++) row(lines[i], "td");
-      out.append(table);
-    } else if (!line.trim()) {
-      flush();
-      i++;
-    } else {
-      paragraph.push(line);
-      i++;
-    }
-  }
-  flush();
-  to.replaceChildren(out);
-}
-
 /* ------------------------------------------------------------------ showing */
+
+/* Reasoning that somebody has unfolded stays so when the page is drawn again. */
+const unfolded = new WeakSet();
 
 function showMessage(m, at) {
   const box = make("article", undefined, "message " + m.role), text = make("div", undefined, "text");
@@ -156,16 +44,20 @@ function showMessage(m, at) {
   if (m.reasoning || m.reasoningTokens) {
     const d = make("details", undefined, "reasoning"), s = make("summary"), t = make("div", m.reasoning, "thought");
     d.append(s, t);
+    d.open = unfolded.has(m);
+    d.addEventListener("toggle", () => { if (d.open) unfolded.add(m); else unfolded.delete(m); });
     box.append(d);
   }
-  if (m.role === "user") text.textContent = m.shown || m.content; else markdown(text, m.content);
-  box.append(text);
+  if (m.role !== "user") markdown(text, m.content);
+  else text.textContent = m.text === undefined ? m.content : m.text;
+  if (m.files && m.files.length) box.append(showAttached(m.files));
+  if (text.textContent || m.role !== "user") box.append(text);
   if (m.error) box.append(make("p", m.error, "error"));
   const tools = make("div", undefined, "tools");
   if (m.role === "user") {
     tools.append(button("Edit", "Edit this message and ask again", () => edit(at)));
   } else {
-    tools.append(button("Copy", "Copy the answer", () => navigator.clipboard.writeText(m.content)),
+    tools.append(copier("Copy the answer", () => m.content),
                  button("Regenerate", "Ask for another answer", () => regenerate(at)));
     tools.append(make("span", m.stats || ""));
   }
@@ -174,21 +66,33 @@ function showMessage(m, at) {
   return box;
 }
 
+function showAttached(files) {
+  const d = make("details", undefined, "attached"), ul = make("ul");
+  const n = files.reduce((sum, f) => sum + f.tokens, 0);
+  d.append(make("summary", (files.length === 1 ? "1 file" : files.length + " files") + " (" + n + " tokens)"), ul);
+  for (const f of files) ul.append(make("li", f.path + " (" + f.tokens + ")"));
+  return d;
+}
+
 function summary(box, m) {
-  const s = box.querySelector("summary");
+  const s = box.querySelector(".reasoning summary");
   if (!s) return;
   const seconds = m.reasoningSeconds === undefined ? "" : m.reasoningSeconds.toFixed(1) + " s, ";
   s.textContent = "Reasoning (" + seconds + (m.reasoningTokens || 0) + " tokens)";
 }
 
-function show() {
-  const log = $("log");
+/* Whether the end of the conversation is in sight: then it stays there when something is added. */
+const atEnd = () => $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 60;
+
+/* stay: where the reader is. */
+function show(stay) {
+  const log = $("log"), top = log.scrollTop, low = atEnd();
   log.replaceChildren(...(current ? current.messages.map(showMessage) : []));
   $("title").textContent = current ? current.title : "dsv4";
-  log.scrollTop = log.scrollHeight;
+  log.scrollTop = stay && !low ? top : log.scrollHeight;
   $("list").replaceChildren(...chats.map(c => {
     const li = make("li", undefined, c === current ? "current" : "");
-    const b = button(c.title, "Open: " + c.title, () => { stop(); current = c; show(); $("input").focus(); });
+    const b = button(c.title, "Open: " + c.title, () => { stop(); current = c; show(); narrow(); $("input").focus(); });
     b.className = "open";
     if (c === current) b.setAttribute("aria-current", "true");
     li.append(b, button("×", "Delete: " + c.title, () => {
@@ -259,13 +163,12 @@ async function answer() {
     timer = 0;
     drawn = performance.now();
     if (current !== chat) return;
-    const log = $("log"), low = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
-    const open = box && box.querySelector("details") && box.querySelector("details").open;
+    const log = $("log"), low = atEnd(), focused = box && box.contains(document.activeElement);
     const fresh = showMessage(m, chat.messages.length - 1);
     fresh.querySelector(".text").classList.add("busy");
-    if (open) fresh.querySelector("details").open = true;
     if (box && box.isConnected) box.replaceWith(fresh); else log.append(fresh);
     box = fresh;
+    if (focused && box.querySelector(".reasoning")) box.querySelector(".reasoning summary").focus();
     if (low) log.scrollTop = log.scrollHeight;
   };
   const soon = () => { if (!timer) timer = setTimeout(draw, Math.max(0, 60 - (performance.now() - drawn))); };
@@ -280,7 +183,7 @@ async function answer() {
       if (e.error) throw new Error(e.error.message);
       if (e.prompt_progress) {
         const p = e.prompt_progress;
-        say("reading " + p.processed + " of " + p.total + " tokens" +
+        say("reading", false, p.processed + " of " + p.total + " tokens" +
             (p.eta_seconds ? ", " + p.eta_seconds.toFixed(0) + " s left" : ""));
         continue;
       }
@@ -304,7 +207,8 @@ async function answer() {
           m.reasoningSeconds = (performance.now() - begun) / 1000;
         } else m.content += d.content;
         const s = (performance.now() - first) / 1000;
-        say(tokens + " tokens" + (s > 0.5 ? ", " + ((tokens - 1) / s).toFixed(1) + " tokens/s" : ""));
+        say(d.content ? "answering" : "thinking", false,
+            tokens + " tokens" + (s > 0.5 ? ", " + ((tokens - 1) / s).toFixed(1) + " tokens/s" : ""));
         soon();
       }
       if (c.finish_reason === "length") m.error = "The answer was cut at a limit.";
@@ -321,7 +225,7 @@ async function answer() {
   $("stop").hidden = true;
   $("log").removeAttribute("aria-busy");
   save();
-  show();
+  show(true);
 }
 
 function stop() {
@@ -331,9 +235,16 @@ function stop() {
 function edit(at) {
   if (running) return;
   const m = current.messages[at];
-  $("input").value = m.shown || m.content;
+  $("input").value = m.text === undefined ? m.content : m.text;
+  attached = [];
+  let from = 0;
+  for (const f of m.files || []) {  /* they are in the message */
+    const e = Repo.entry({size: f.length, name: f.path}, f.path);
+    attached.push(Object.assign(e, {root: f.root, tokens: f.tokens, prompt: m.content.slice(from, from += f.length)}));
+  }
   current.messages.length = at;
   show();
+  showFiles();
   $("input").focus();
   count();
 }
@@ -400,7 +311,11 @@ function showFiles() {
   for (const [why, names] of out)
     lines.push(make("li", "left out, " + why + ": " + names.slice(0, NAMED).join(", ") +
                     (names.length > NAMED ? " and " + (names.length - NAMED) + " more" : ""), "out"));
-  if (attached.length) lines.push(button("Remove all", "Remove all files", () => { attached = []; chooseAgain(); }));
+  if (attached.length) {
+    const li = make("li");
+    li.append(button("Remove all", "Remove all files", () => { attached = []; chooseAgain(); }));
+    lines.push(li);
+  }
   $("files").replaceChildren(...lines);
 }
 
@@ -434,6 +349,18 @@ const fields = {
   "set-top-p": "topP", "set-top-k": "topK", "set-min-p": "minP", "set-max-tokens": "maxTokens",
   "set-seed": "seed", "set-file-tokens": "fileTokens", "set-key": "key", "set-theme": "theme",
 };
+
+const side = open => {
+  $("side").classList.toggle("closed", !open);
+  $("side-toggle").setAttribute("aria-expanded", String(open));
+};
+
+/* Where the list of conversations lies over the rest, it is closed; whether it was open. */
+function narrow() {
+  if (!matchMedia("(max-width: 45rem)").matches || $("side").classList.contains("closed")) return false;
+  side(false);
+  return true;
+}
 
 function theme() {
   if (settings.theme === "auto") delete document.documentElement.dataset.theme;
@@ -476,9 +403,11 @@ $("form").addEventListener("submit", async e => {
     current = {title: text.trim().slice(0, 60) || "Files", messages: []};
     chats.unshift(current);
   }
-  const names = Repo.inside(attached).map(a => a.path);
   const m = {role: "user", content: Repo.prompt(attached) + text};
-  if (names.length) m.shown = "[" + names.slice(0, 20).join(", ") + (names.length > 20 ? ", ..." : "") + "]\n" + text;
+  if (attached.length) {
+    m.text = text;
+    m.files = Repo.inside(attached).map(a => ({path: a.path, root: a.root, tokens: a.tokens, length: a.prompt.length}));
+  }
   current.messages.push(m);
   $("input").value = "";
   attached = [];
@@ -492,16 +421,25 @@ $("input").addEventListener("keydown", e => {
 });
 $("input").addEventListener("input", count);
 $("stop").addEventListener("click", stop);
-$("new").addEventListener("click", () => { stop(); current = null; show(); $("input").focus(); });
-$("side-toggle").addEventListener("click", () => $("side").classList.toggle("closed"));
+$("new").addEventListener("click", () => { stop(); current = null; show(); narrow(); $("input").focus(); });
+$("side-toggle").addEventListener("click", () => side($("side").classList.contains("closed")));
+document.querySelector("main").addEventListener("click", e => { if (e.target.id !== "side-toggle") narrow(); });
 $("settings-open").addEventListener("click", () => $("settings").showModal());
 $("pick-files").addEventListener("change", e => attach(e.target.files, false).then(() => { e.target.value = ""; }));
 $("pick-folder").addEventListener("change", e => attach(e.target.files, true).then(() => { e.target.value = ""; }));
 document.addEventListener("keydown", e => {
-  if (e.key === "Escape" && running && !$("settings").open) stop();
+  if (e.key === "Escape" && !$("settings").open) {
+    if (running) stop();
+    if (narrow()) $("side-toggle").focus();
+  }
   if (e.ctrlKey && e.shiftKey && e.key.toLowerCase() === "o") { e.preventDefault(); $("new").click(); }
 });
-if (matchMedia("(max-width: 45rem)").matches) $("side").classList.add("closed");
+/* The end of a conversation stays in sight when attached files or the keyboard of a telephone take room from it. */
+let ended = true;
+$("log").addEventListener("scroll", () => { ended = atEnd(); });
+new ResizeObserver(() => { if (ended) $("log").scrollTop = $("log").scrollHeight; }).observe($("log"));
+matchMedia("(max-width: 45rem)").addEventListener("change", e => side(!e.matches));
+narrow();
 theme();
 show();
 $("input").focus();
