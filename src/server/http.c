@@ -1,11 +1,9 @@
-/* Connections: libmicrohttpd driven from outside by one thread, which waits for sockets (one epoll
+/* HTTP: libmicrohttpd driven from outside by one thread, which waits for sockets (one epoll
  * descriptor) and for others who have something to say (one eventfd).
  *
  * libmicrohttpd 0.9.75: suspending a connection loses wake-ups there, so nothing is suspended. A
  * reply that is not there yet is asked for again whenever this thread wakes up, which those who
- * write replies see to. A client that hangs up is seen by polling its socket, because the library
- * does not look while it waits for us. Limits of time are kept here too: the library's own start
- * anew with every byte. */
+ * write replies see to. Who hangs up, and who takes too long: http_connections.c. */
 #include "http.h"
 
 #include <errno.h>
@@ -26,91 +24,9 @@
 /* NAP_MS: how long this thread does not want to hear of tokens after it has sent some. Where a step takes
  * less, what several of them say goes out together: on few cores every look at the sockets is taken
  * from the threads that compute, and nobody reads that fast. */
-enum { HEADER_BYTES = 64 << 10, UNSENT_LIMIT = 8 << 20, NAP_MS = 5 };
+enum { HEADER_BYTES = 64 << 10, NAP_MS = 5 };
 
-/* PHASE_LEAVING: had to make place, and is still to be closed by the library. */
-enum phase { PHASE_HEADERS, PHASE_BODY, PHASE_REPLY, PHASE_LEAVING, N_PHASES };
-
-struct list {
-    struct list *prev, *next;
-};
-
-struct connection {
-    struct list link; /* first: in h->phase[...], oldest first */
-    int fd;
-    enum phase phase;
-    double since; /* in this phase */
-    struct exchange *x;
-    struct MHD_Connection *mhd;
-    uint64_t seen; /* bytes delivered at `moved` */
-    double moved;
-};
-
-struct http {
-    struct server *server;
-    struct MHD_Daemon *daemon;
-    int epoll, wake, listener;
-    uint16_t port;
-    struct list phase[N_PHASES];
-    size_t in[N_PHASES]; /* connections there */
-    atomic_size_t n;
-    size_t limit;
-    bool progress;             /* a callback did something in the last run */
-    bool woken;                /* the last turn was called for: another one comes within NAP_MS */
-    atomic_bool napping, said; /* that is promised; what http_said() left for then */
-    atomic_int stops;
-    bool quiet; /* no new connections */
-    struct pollfd *poll;
-    struct connection **polled;
-    size_t poll_cap, polled_cap;
-};
-
-/* ------------------------------------------------------------------ lists */
-
-static void list_init(struct list *l)
-{
-    l->prev = l->next = l;
-}
-
-static void list_remove(struct list *l)
-{
-    l->prev->next = l->next;
-    l->next->prev = l->prev;
-}
-
-static void list_append(struct list *head, struct list *l)
-{
-    l->prev = head->prev;
-    l->next = head;
-    head->prev->next = l;
-    head->prev = l;
-}
-
-static void enter(struct http *h, struct connection *c, enum phase phase)
-{
-    list_remove(&c->link);
-    h->in[c->phase]--;
-    h->in[phase]++;
-    c->phase = phase;
-    c->since = c->moved = clock_seconds();
-    c->seen = 0;
-    list_append(&h->phase[phase], &c->link);
-}
-
-/* The library notices, and closes. */
-static void hang_up(struct connection *c)
-{
-    if (c->x)
-        c->x->gone = true;
-    shutdown(c->fd, SHUT_RDWR);
-}
-
-/* The client has closed its side, and nothing of what it sent before is left to be read. */
-static bool drained(const struct connection *c)
-{
-    char byte;
-    return recv(c->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
-}
+/* ------------------------------------------------------------------ requests */
 
 /* Refuses a request before its body is read. If there is one the connection cannot be used again.
  * */
@@ -120,8 +36,6 @@ static enum MHD_Result refuse(struct MHD_Connection *con, struct exchange *x, st
     exchange_fail(x, f);
     return http_answer(con, x, body);
 }
-
-/* ------------------------------------------------------------------ requests */
 
 static enum MHD_Result first_call(struct http *h, struct MHD_Connection *con, struct exchange *x,
                                   const char *url, const char *method, const char *version)
@@ -133,7 +47,7 @@ static enum MHD_Result first_call(struct http *h, struct MHD_Connection *con, st
     if (!c)
         return MHD_NO;
     c->x = x;
-    enter(h, c, PHASE_BODY);
+    connection_enter(h, c, PHASE_BODY);
     getnameinfo(MHD_get_connection_info(con, MHD_CONNECTION_INFO_CLIENT_ADDRESS)->client_addr,
                 sizeof(struct sockaddr_storage), x->peer, sizeof x->peer, NULL, 0, NI_NUMERICHOST);
     if (http_judge(con, x, url, method, version, &f) != 0)
@@ -166,7 +80,7 @@ static void whole(struct http *h, struct MHD_Connection *con, struct exchange *x
     struct failure f;
     const union MHD_ConnectionInfo *i =
         MHD_get_connection_info(con, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
-    enter(h, i->socket_context, PHASE_REPLY);
+    connection_enter(h, i->socket_context, PHASE_REPLY);
     if (x->status)
         return;
     if (!x->route) { /* OPTIONS */
@@ -247,123 +161,12 @@ static void on_completed(void *arg, struct MHD_Connection *con, void **state,
         opt->access(opt->log_arg, x, clock_seconds() - x->begun);
     if (c) {
         c->x = NULL;
-        enter(h, c, PHASE_HEADERS);
-        if (drained(c)) /* the library was told of it together with the request, and forgot */
-            hang_up(c);
+        connection_enter(h, c, PHASE_HEADERS);
+        if (connection_drained(
+                c)) /* the library was told of it together with the request, and forgot */
+            connection_hang_up(c);
     }
     exchange_unref(x);
-}
-
-/* ------------------------------------------------------------------ connections */
-
-/* Room for the next: those that say nothing make place, oldest first. */
-static void make_room(struct http *h)
-{
-    const struct list *silent = &h->phase[PHASE_HEADERS];
-    while (atomic_load(&h->n) - h->in[PHASE_LEAVING] > h->limit && silent->next != silent) {
-        struct connection *c = (struct connection *)silent->next;
-        hang_up(c);
-        enter(h, c, PHASE_LEAVING);
-    }
-}
-
-static void on_connection(void *arg, struct MHD_Connection *con, void **state,
-                          enum MHD_ConnectionNotificationCode code)
-{
-    struct http *h = arg;
-    struct connection *c = *state;
-    dsv4_err err;
-    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
-        if (mem_alloc(&c, 1, sizeof *c, "a connection", &err) != 0)
-            return;
-        *state = c;
-        c->mhd = con;
-        c->fd = MHD_get_connection_info(con, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-        c->since = clock_seconds();
-        list_append(&h->phase[PHASE_HEADERS], &c->link);
-        h->in[PHASE_HEADERS]++;
-        metric_add(&h->server->metrics, COUNT_CONNECTIONS, 1);
-        atomic_fetch_add(&h->n, 1);
-        make_room(h);
-    } else if (c) {
-        list_remove(&c->link);
-        h->in[c->phase]--;
-        atomic_fetch_sub(&h->n, 1);
-        free(c);
-        *state = NULL;
-    }
-}
-
-static int add_poll(struct http *h, struct connection *c, size_t n)
-{
-    dsv4_err err;
-    TRY(mem_grow(&h->poll, &h->poll_cap, n + 1, sizeof *h->poll, "sockets", &err));
-    TRY(mem_grow(&h->polled, &h->polled_cap, n + 1, sizeof *h->polled, "sockets", &err));
-    h->poll[n] = (struct pollfd){.fd = c->fd, .events = POLLRDHUP};
-    h->polled[n] = c;
-    return 0;
-}
-
-/* Clients that have hung up: of requests in work, and of those that will never be complete. A closed sending
- * side looks the same; it is served where that costs nothing. */
-static void look_for_hang_ups(struct http *h)
-{
-    size_t n = 0;
-    for (enum phase p = PHASE_BODY; p <= PHASE_REPLY; p++)
-        for (struct list *l = h->phase[p].next; l != &h->phase[p]; l = l->next) {
-            struct connection *c = (struct connection *)l;
-            if (!c->x || c->x->complete)
-                continue; /* the library is sending and sees it */
-            if (add_poll(h, c, n) != 0)
-                break;
-            n++;
-        }
-    if (n == 0 || poll(h->poll, n, 0) <= 0)
-        return;
-    for (size_t i = 0; i < n; i++) {
-        struct connection *c = h->polled[i];
-        bool lost = h->poll[i].revents & (POLLHUP | POLLERR | POLLNVAL);
-        bool closed = h->poll[i].revents & POLLRDHUP;
-        if (lost || (closed && (c->phase == PHASE_REPLY ? c->x->generates : drained(c))))
-            hang_up(c);
-    }
-}
-
-static void too_old(struct http *h, enum phase phase, double limit, double now)
-{
-    for (struct list *l = h->phase[phase].next; l != &h->phase[phase]; l = l->next) {
-        struct connection *c = (struct connection *)l;
-        if (now - c->since < limit)
-            break;
-        hang_up(c);
-    }
-}
-
-/* Pings for streams that are silent; an end for those that nobody reads. */
-static void look_after_streams(struct http *h, double now)
-{
-    const struct server_options *opt = h->server->opt;
-    for (struct list *l = h->phase[PHASE_REPLY].next; l != &h->phase[PHASE_REPLY]; l = l->next) {
-        struct connection *c = (struct connection *)l;
-        struct exchange *x = c->x;
-        if (!x || !x->status) {
-            c->moved = now;
-            continue;
-        }
-        pthread_mutex_lock(&x->lock);
-        size_t unsent = x->out.b.len - x->sent;
-        if (x->sse && !x->complete && unsent == 0 && now - x->touched >= opt->ping) {
-            out_text(&x->out, ": ping\n\n");
-            x->touched = now;
-        }
-        pthread_mutex_unlock(&x->lock);
-        if ((unsent == 0 && !x->complete) || c->seen != x->delivered) {
-            c->seen = x->delivered;
-            c->moved = now;
-        }
-        if (now - c->moved > opt->send_timeout || unsent > UNSENT_LIMIT)
-            hang_up(c);
-    }
 }
 
 /* ------------------------------------------------------------------ the loop */
@@ -398,12 +201,6 @@ void http_again(struct http *h)
     h->progress = true;
 }
 
-static bool idle(const struct http *h)
-{
-    return h->phase[PHASE_BODY].next == &h->phase[PHASE_BODY] &&
-           h->phase[PHASE_REPLY].next == &h->phase[PHASE_REPLY];
-}
-
 /* Whether the library left something in a socket: long headers are read in pieces, and epoll tells of them
  * once. While a reply is awaited it always says so; then the next step leads here soon enough. */
 static bool unread(struct http *h)
@@ -435,30 +232,17 @@ static int wait_for_work(struct http *h, int timeout, dsv4_err *err)
     return 0;
 }
 
-/* Whether a whole reply is with the library: having sent the last of it, it wants to be run once more to close the
- * connection, and says nothing of it. */
-static bool finishing(const struct http *h)
-{
-    const struct list *replies = &h->phase[PHASE_REPLY];
-    for (const struct list *l = replies->next; l != replies; l = l->next) {
-        const struct exchange *x = ((const struct connection *)l)->x;
-        if (x && x->complete)
-            return true;
-    }
-    return false;
-}
-
 /* Waits, unless the last turn left something to do, and works. */
 static int turn(struct http *h, int timeout, dsv4_err *err)
 {
     bool once_more = true;
     TRY(wait_for_work(h, timeout, err));
-    look_for_hang_ups(h);
+    connections_lost(h);
     for (int i = 0; i < 5; i++) {
         h->progress = false;
         if (MHD_run(h->daemon) != MHD_YES)
             return err_set(err, DSV4_FAILED, "the HTTP library failed");
-        if (!h->progress && !(once_more && finishing(h)))
+        if (!h->progress && !(once_more && connections_finishing(h)))
             break;
         once_more = h->progress;
     }
@@ -468,7 +252,6 @@ static int turn(struct http *h, int timeout, dsv4_err *err)
 
 int http_run(struct http *h, dsv4_err *err)
 {
-    const struct server_options *opt = h->server->opt;
     double looked = 0;
     while (atomic_load(&h->stops) < 2) {
         if (atomic_load(&h->stops) == 1 && !h->quiet) {
@@ -478,15 +261,13 @@ int http_run(struct http *h, dsv4_err *err)
             h->quiet = true;
             sched_drain(h->server->sched);
         }
-        if (h->quiet && idle(h) && sched_drain(h->server->sched))
+        if (h->quiet && connections_idle(h) && sched_drain(h->server->sched))
             break;
         TRY(turn(h, h->quiet ? 50 : 250, err));
         double now = clock_seconds();
         if (now - looked >= 0.2) {
             looked = now;
-            look_after_streams(h, now);
-            too_old(h, PHASE_HEADERS, opt->idle_timeout, now);
-            too_old(h, PHASE_BODY, opt->body_timeout, now);
+            connections_look_after(h, now);
         }
     }
     return 0;
@@ -568,8 +349,7 @@ int http_open(struct http **out, struct server *s, dsv4_err *err)
     TRY(mem_alloc(&h, 1, sizeof *h, "the HTTP server", err));
     h->server = s;
     h->epoll = h->listener = -1;
-    for (size_t i = 0; i < N_PHASES; i++)
-        list_init(&h->phase[i]);
+    connections_init(h);
     h->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int rc = h->wake < 0 ? err_errno(err, DSV4_FAILED, "eventfd", "open") : 0;
     if (rc == 0)
@@ -589,7 +369,7 @@ int http_open(struct http **out, struct server *s, dsv4_err *err)
         MHD_OPTION_CONNECTION_LIMIT, (unsigned)(h->limit + 64), MHD_OPTION_CONNECTION_TIMEOUT, 0u,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES, MHD_OPTION_STRICT_FOR_CLIENT, 0,
         MHD_OPTION_URI_LOG_CALLBACK, on_uri, h, MHD_OPTION_NOTIFY_COMPLETED, on_completed, h,
-        MHD_OPTION_NOTIFY_CONNECTION, on_connection, h, MHD_OPTION_EXTERNAL_LOGGER, no_message,
+        MHD_OPTION_NOTIFY_CONNECTION, connections_notify, h, MHD_OPTION_EXTERNAL_LOGGER, no_message,
         NULL, MHD_OPTION_ARRAY, opt->tls_cert ? tls : none, MHD_OPTION_END);
     const union MHD_DaemonInfo *info =
         h->daemon ? MHD_get_daemon_info(h->daemon, MHD_DAEMON_INFO_EPOLL_FD) : NULL;
@@ -617,10 +397,7 @@ void http_close(struct http *h)
 {
     if (!h)
         return;
-    for (size_t i = 0; i < N_PHASES; i++)
-        for (struct list *l = h->phase[i].next; l != &h->phase[i]; l = l->next)
-            if (((struct connection *)l)->x)
-                ((struct connection *)l)->x->gone = true;
+    connections_gone(h);
     if (h->daemon) {
         MHD_stop_daemon(h->daemon);
         if (!h->quiet)

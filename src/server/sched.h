@@ -1,5 +1,6 @@
-/* sched.h - what the files of the scheduler share: sched.c (the thread and its steps), sched_pick.c
- * (whose turn it is, how much of a prompt a step takes, what is told to others). */
+/* sched.h - what the files of the scheduler share: sched.c (the thread and its steps), sched_run.c (a job from
+ * its beginning to its end), sched_pick.c (whose turn it is, how much of a prompt a step takes, what is told to
+ * others). */
 #ifndef DSV4_SERVER_SCHED_H
 #define DSV4_SERVER_SCHED_H
 
@@ -79,6 +80,27 @@ struct sched {
     size_t n_clients, cap_clients;
     double decode_seconds, prompt_seconds; /* of a step without prompts; of one token of a prompt */
 };
+
+/* ------------------------------------------------------------------ sched_run.c */
+
+/* A job that leaves the queue becomes a run. The job stays the caller's on failure. */
+int sched_begin_run(struct sched *s, struct job *j, dsv4_err *err);
+/* The prompt is computed, logits are those of its last token: every choice goes on from here. */
+int sched_begin_tracks(struct sched *s, struct run *r, const float *logits, double now,
+                       dsv4_err *err);
+/* Of a beginning that failed. */
+void sched_discard_tracks(struct sched *s, struct run *r);
+/* The token that follows; ends the choice if there is none. */
+void sched_choose(struct sched *s, struct track *t, const float *logits, double now);
+/* Ends what is left of a run. What was computed of its prompt is kept: the next attempt needs it. */
+void sched_end_run(struct sched *s, struct run *r, enum ended why);
+void sched_fail_run(struct sched *s, struct run *r, const dsv4_err *err);
+/* A run whose choices have all ended. */
+void sched_free_run(struct sched *s, struct run *r);
+/* Ends a job that was never begun. */
+void sched_end_queued(struct sched *s, struct job *j, enum ended why, const dsv4_err *err);
+
+/* ------------------------------------------------------------------ sched_pick.c */
 
 void sched_client_join(struct sched *s, uint64_t id);
 void sched_client_leave(struct sched *s, uint64_t id);
