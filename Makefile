@@ -116,7 +116,7 @@ MHD_LD      = $(shell $(PKG) --libs libmicrohttpd)
 # tests/check_NAME.c: a test program (Check). tests/fuzz_NAME.c: a fuzz target, of which the ordinary
 # build makes replay_NAME, that runs it over tests/corpus/NAME. tests/test_NAME.sh: a test of programs
 # or of the build itself. The other .c files there serve all test programs.
-CHECK_SRC := $(filter-out $(if $(HAVE_MHD),,tests/check_sched.c tests/check_server.c tests/check_server_faults.c),$(wildcard tests/check_*.c))
+CHECK_SRC := $(filter-out $(if $(HAVE_MHD),,tests/check_answer.c tests/check_sched.c tests/check_server.c tests/check_server_faults.c),$(wildcard tests/check_*.c))
 FUZZ_SRC  := $(filter-out tests/fuzz_main.c $(if $(HAVE_MHD),,tests/fuzz_server.c),$(wildcard tests/fuzz_*.c))
 TESTS     := $(CHECK_SRC:tests/%.c=$(B)/tests/%)
 REPLAYS   := $(FUZZ_SRC:tests/fuzz_%.c=$(B)/tests/replay_%)
@@ -208,7 +208,7 @@ $(B)/src/server/page/%.o: $(B)/src/server/page/%.c
 	$(Q)$(CC) $(ALL_CF) -c -o $@ $<
 .PRECIOUS: $(B)/src/server/page/%.c
 
-WITH_SERVER := $(addprefix $(B)/,dsv4-server tests/check_sched tests/check_server tests/check_server_faults tests/replay_server tests/fuzz_server)
+WITH_SERVER := $(addprefix $(B)/,dsv4-server tests/check_answer tests/check_sched tests/check_server tests/check_server_faults tests/replay_server tests/fuzz_server)
 $(WITH_SERVER): TOOL_LD := $(B)/libserver.a $(B)/libinner.a $(TOOL_LD) $(if $(HAVE_MHD),$(MHD_LD))
 $(WITH_SERVER): $(B)/libserver.a
 $(B)/tests/replay_server $(B)/tests/fuzz_server: $(B)/tests/fake_engine.o $(B)/tests/fake_server.o
