@@ -477,7 +477,8 @@ typedef struct dsv4_convert_options {
 /* Converts the directory `src` into the directory or file `dst`, which appears under its name when it is complete and
  * on the disk; until then it is dst.partial, and the same call goes on where an interrupted one
  * stopped. The result is the same, byte for byte, for any number of threads and interruptions. DSV4_USAGE:
- * options, or dst exists and is not empty; DSV4_REFUSED: the source; DSV4_FAILED: the disk. */
+ * options, or dst exists and is not empty; DSV4_REFUSED: the source; DSV4_FAILED: the disk, or a source
+ * that was cut while it was read. */
 DSV4_API int dsv4_convert(const char *src, const char *dst, const dsv4_convert_options *opt,
                           dsv4_err *err);
 

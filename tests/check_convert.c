@@ -139,6 +139,114 @@ START_TEST(goes_on_where_it_stopped)
 }
 END_TEST
 
+/* A source's file that somebody cuts to its half while it is read. */
+struct cut {
+    const char *path;
+    int reports; /* until then */
+};
+
+static bool cut_after(void *arg, uint64_t done, uint64_t total)
+{
+    struct cut *c = arg;
+    struct stat st;
+    (void)done;
+    (void)total;
+    if (--c->reports == 0) {
+        ck_assert_int_eq(stat(c->path, &st), 0);
+        ck_assert_int_eq(truncate(c->path, st.st_size / 2), 0);
+    }
+    return false;
+}
+
+static const struct {
+    const char *model;
+    enum { OFFICIAL, PACKED, FILE_OF_GGUF } as; /* what the source is */
+    const char *from, *file;
+    const char *type;
+} shrinking[] = {
+    {NANO, OFFICIAL, "source", "source/model.safetensors", "native"},
+    {NANO, OFFICIAL, "source", "source/model.safetensors", "q4"},
+    {NANO, PACKED, "source", "source/model-00001-of-00001.safetensors", "q8"},
+    {GOLDEN "v4-tiny", FILE_OF_GGUF, "source.gguf", "source.gguf", "native"},
+};
+
+START_TEST(a_source_that_shrinks)
+{
+    dsv4_err err;
+    struct stat st;
+    struct cut cut = {.reports = 6};
+    char from[256], file[256], kept[256];
+    snprintf(from, sizeof from, "%s", in_tmp(shrinking[_i].from));
+    snprintf(file, sizeof file, "%s", in_tmp(shrinking[_i].file));
+    snprintf(kept, sizeof kept, "%s", in_tmp("kept"));
+    dsv4_convert_options o = {.gguf = shrinking[_i].as == FILE_OF_GGUF};
+    if (shrinking[_i].as != OFFICIAL)
+        OK(dsv4_convert(shrinking[_i].model, from, &o, &err));
+    else
+        copy_dir(shrinking[_i].model, from);
+    o = (dsv4_convert_options){.type = shrinking[_i].type, .threads = 1, .mark_bytes = 1 << 16};
+    OK(dsv4_convert(from, in_tmp("whole"), &o, &err));
+    copy_dir(file, kept);
+    ck_assert_int_eq(stat(file, &st), 0);
+
+    cut.path = file;
+    o.progress = cut_after;
+    o.progress_arg = &cut;
+    ck_assert_int_eq(dsv4_convert(from, in_tmp("out"), &o, &err), DSV4_FAILED);
+    ck_assert_msg(strstr(err.text, file) && strstr(err.text, "shrank"), "%s", err.text);
+    ck_assert_int_ne(access(in_tmp("out"), F_OK), 0);
+    ck_assert_int_eq(access(in_tmp("out.partial/convert.json"), F_OK), 0);
+
+    /* the same file again, with the time it had: the work goes on */
+    copy_dir(kept, file);
+    const struct timespec then[] = {st.st_atim, st.st_mtim};
+    ck_assert_int_eq(utimensat(AT_FDCWD, file, then, 0), 0);
+    OK(dsv4_convert(from, in_tmp("out"), &o, &err));
+    same_files(in_tmp("whole"), in_tmp("out"));
+}
+END_TEST
+
+/* Rows read into memory are the rows in place, whatever blocks their scales are for. */
+START_TEST(windows_show_the_rows)
+{
+    enum { ROWS = 75, COLS = 64 };
+    static const uint32_t blocks[] = {1, 5, 16, 24, 32, 100};
+    static uint8_t codes[ROWS * COLS], scales[ROWS * COLS];
+    struct source s = {0};
+    dsv4_err err;
+    kernels_init(&s.k, NULL);
+    OK(store_open_shapes(&s.store, &err));
+    for (int i = 0; i < ROWS * COLS; i++) {
+        codes[i] = (uint8_t)(i * 7 % 120);
+        scales[i] = (uint8_t)(120 + i % 11);
+    }
+    const uint32_t block = blocks[_i];
+    const struct wmat m = {.format = W_E4M3,
+                           .rows = ROWS,
+                           .cols = COLS,
+                           .block_rows = block,
+                           .block_cols = 32,
+                           .codes = codes,
+                           .code_ld = COLS,
+                           .scales = scales,
+                           .scale_ld = COLS / 32};
+    struct window w;
+    size_t bytes[2] = {0}, at;
+    window_needs(bytes, &m);
+    OK(window_open(&w, bytes, &err));
+    for (size_t i = 0; i < 3 * ROWS; i++) {
+        float want[COLS], got[COLS];
+        size_t row = i < ROWS ? i : i * 31 % ROWS;
+        source_row(&s, &m, row, want);
+        OK(window_row(&w, &s, &m, row, &at, &err));
+        source_row(&s, &w.m, at, got);
+        ck_assert_msg(memcmp(got, want, sizeof got) == 0, "row %zu of blocks of %u", row, block);
+    }
+    window_close(&w);
+    store_close(s.store);
+}
+END_TEST
+
 START_TEST(others_partial_work_is_refused)
 {
     dsv4_err err;
@@ -370,6 +478,8 @@ int main(void)
     tcase_add_test(t, panels_are_copied_to_nodes);
     tcase_add_test(t, threads_do_not_matter);
     tcase_add_test(t, goes_on_where_it_stopped);
+    tcase_add_loop_test(t, a_source_that_shrinks, 0, sizeof shrinking / sizeof *shrinking);
+    tcase_add_loop_test(t, windows_show_the_rows, 0, 6);
     tcase_add_test(t, others_partial_work_is_refused);
     tcase_add_test(t, the_last_step_alone_is_made_up);
     tcase_add_test(t, the_last_rule_that_fits_counts);

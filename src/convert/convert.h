@@ -53,6 +53,25 @@ struct memory_beside {
 int memory_beside(struct memory_beside *out, const struct source *s, const dsv4_convert_options *o,
                   dsv4_err *err);
 
+/* ------------------------------------------------------------------ window.c */
+
+/* A panel of a matrix of the source, PANEL rows or the last few: read, not mapped. */
+struct window {
+    struct wmat m;     /* these rows */
+    const uint8_t *of; /* codes of the matrix they are of; NULL: empty */
+    size_t from;       /* its row that m begins with */
+    uint8_t *data[2];
+};
+
+/* Raises the bytes of codes and scales to what a window on m takes. */
+void window_needs(size_t bytes[2], const struct wmat *m);
+int window_open(struct window *w, const size_t bytes[2], dsv4_err *err);
+void window_close(struct window *w); /* after a failure, too */
+/* Row `row` of m is row *at of w->m from then on; read unless it is there. m: of the source, as matrix_find() fills it.
+ * DSV4_FAILED: a file that cannot be read any more. */
+int window_row(struct window *w, const struct source *s, const struct wmat *m, size_t row,
+               size_t *at, dsv4_err *err);
+
 /* ------------------------------------------------------------------ rules.c */
 
 /* Which type matrices get; later rules win. */

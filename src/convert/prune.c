@@ -367,24 +367,40 @@ int pruning_fill(uint8_t *out, const struct pruning *p, const struct source *s,
     uint32_t layer = 0;
     struct wmat w;
     number_after(t->name, "layers.", p->n_layers, &layer);
-    if (is_hash(t))
-        return fill_hash(out, p, t, layer, err);
+    if (is_hash(t)) {
+        struct tensor read = *t;
+        uint8_t *data;
+        TRY(mem_alloc(&data, (size_t)t->bytes, 1, "a router", err));
+        read.data = data;
+        int rc = store_read(s->store, t->data, (size_t)t->bytes, data, err);
+        if (rc == 0)
+            rc = fill_hash(out, p, &read, layer, err);
+        free(data);
+        return rc;
+    }
     const uint32_t *kept = pruning_kept(p, layer);
     size_t row = (size_t)(made->bytes / p->kept);
     if (is_plain(t)) {
         for (uint32_t i = 0; i < p->kept; i++)
-            memcpy(out + i * row, t->data + kept[i] * row, row);
+            TRY(store_read(s->store, t->data + kept[i] * row, row, out + i * row, err));
         return 0;
     }
     TRY(matrix_find(&w, s->store, s->cfg, t->name, p->before, s->cfg->d, err));
     float *x;
+    size_t bytes[2] = {0}, at;
+    struct window window = {0};
+    window_needs(bytes, &w);
     TRY(mem_alloc(&x, w.cols, sizeof *x, "a row of a router", err));
-    for (uint32_t i = 0; i < p->kept; i++) {
-        source_row(s, &w, kept[i], x);
+    int rc = window_open(&window, bytes, err);
+    for (uint32_t i = 0; i < p->kept && rc == 0; i++) {
+        if ((rc = window_row(&window, s, &w, kept[i], &at, err)) != 0)
+            break;
+        source_row(s, &window.m, at, x);
         memcpy(out + i * row, x, row);
     }
+    window_close(&window);
     free(x);
-    return 0;
+    return rc;
 }
 
 /* ------------------------------------------------------------------ config.json */

@@ -18,6 +18,8 @@ struct desk {
     _Atomic uint64_t at; /* no piece before this one is still in work here */
     uint8_t *codes, *scales;
     uint8_t *plain, *plain_scales; /* a panel's rows, encoded */
+    uint8_t *read;                 /* elements that get another type */
+    struct window window;
     struct encoder encoder;
 };
 
@@ -140,15 +142,10 @@ static int copy_piece(struct run *r, struct desk *d, const struct job *j, int pa
                       size_t n, dsv4_err *err)
 {
     const uint8_t *all = !j->type ? j->from->data : part ? j->in.scales : j->in.codes;
-    const uint8_t *data = all + from;
     enum dtype t = j->type ? panel_dtype(j->type->format, part) : j->from->dtype;
-    if (bad_values(t, data, n, NULL) > 0) {
-        memcpy(d->codes, data, n);
-        TRY(settle(r, j, t, data, n, d->codes, err));
-        data = d->codes;
-    }
-    TRY(output_write(r->out, file_at(r, j->at[part] + from), data, n, err));
-    store_release(r->plan->source->store, all + from, n);
+    TRY(store_read(r->plan->source->store, all + from, n, d->codes, err));
+    TRY(settle(r, j, t, d->codes, n, d->codes, err));
+    TRY(output_write(r->out, file_at(r, j->at[part] + from), d->codes, n, err));
     atomic_fetch_add(&r->done, n);
     return 0;
 }
@@ -159,10 +156,10 @@ static int cast_piece(struct run *r, struct desk *d, const struct job *j, uint64
 {
     size_t size = dtype_size(j->to->dtype), count = n / dtype_size(j->as);
     const uint8_t *data = j->from->data + from / dtype_size(j->as) * size;
-    TRY(cast(d->codes, j, data, count, err));
+    TRY(store_read(r->plan->source->store, data, count * size, d->read, err));
+    TRY(cast(d->codes, j, d->read, count, err));
     TRY(settle(r, j, j->as, d->codes, n, d->codes, err));
     TRY(output_write(r->out, file_at(r, j->at[0] + from), d->codes, n, err));
-    store_release(r->plan->source->store, data, count * size);
     atomic_fetch_add(&r->done, n);
     return 0;
 }
@@ -190,8 +187,17 @@ static int router_piece(struct run *r, struct desk *d, const struct job *j, dsv4
     }
     TRY(settle(r, j, j->as, data, n, data, err));
     TRY(output_write(r->out, file_at(r, j->at[0]), data, n, err));
-    store_release(r->plan->source->store, j->from->data, (size_t)j->from->bytes);
     atomic_fetch_add(&r->done, n);
+    return 0;
+}
+
+/* Row `row` of a matrix of the source as floats. */
+static int read_floats(struct run *r, struct desk *d, const struct wmat *m, size_t row, float *x,
+                       dsv4_err *err)
+{
+    size_t at;
+    TRY(window_row(&d->window, r->plan->source, m, row, &at, err));
+    source_row(r->plan->source, &d->window.m, at, x);
     return 0;
 }
 
@@ -201,7 +207,9 @@ static int read_row(struct run *r, struct desk *d, const struct job *j, size_t r
 {
     size_t cols = j->in.cols, bad = 0;
     float *x = d->encoder.rows + i * cols;
-    source_row(r->plan->source, &j->in, j->pick ? j->pick[row] : row, x);
+    struct wmat m = j->in;
+    m.rows = j->pick ? r->plan->pruning->before : m.rows;
+    TRY(read_floats(r, d, &m, j->pick ? j->pick[row] : row, x, err));
     for (size_t c = 0; c < cols; c++)
         bad += isfinite(x[c]) ? 0 : 1;
     if (bad > 0 && !r->opt->allow_nan)
@@ -235,23 +243,23 @@ static void unblock_row(uint8_t *codes, uint8_t *scales, const struct wmat *in, 
                           row, c, in->cols - c < SPAN ? in->cols - c : SPAN);
 }
 
-/* The source's own codes, which are those of the output. */
-static void recode_rows(struct desk *d, const struct job *j, size_t row, const struct wmat *plain)
+/* The source's own codes, which are those of the output: the panel in the window. */
+static void recode_rows(struct desk *d, const struct wmat *plain)
 {
-    const struct wmat *in = &j->in;
+    const struct wmat *in = &d->window.m;
     if (in->panels) {
-        panel_unpack(d->plain, plain->code_ld, d->plain_scales, plain->scale_ld, in, row / PANEL);
+        panel_unpack(d->plain, plain->code_ld, d->plain_scales, plain->scale_ld, in, 0);
         return;
     }
     for (size_t i = 0; i < plain->rows; i++) {
         if (in->blocks) {
             unblock_row(d->plain + i * plain->code_ld, d->plain_scales + i * plain->scale_ld, in,
-                        row + i);
+                        i);
             continue;
         }
-        memcpy(d->plain + i * plain->code_ld, in->codes + (row + i) * in->code_ld, plain->code_ld);
+        memcpy(d->plain + i * plain->code_ld, in->codes + i * in->code_ld, plain->code_ld);
         if (plain->scale_ld > 0)
-            memcpy(d->plain_scales + i * plain->scale_ld, in->scales + (row + i) * in->scale_ld,
+            memcpy(d->plain_scales + i * plain->scale_ld, in->scales + i * in->scale_ld,
                    plain->scale_ld);
     }
 }
@@ -270,7 +278,9 @@ static int make_plain(struct run *r, struct desk *d, const struct job *j, size_t
     plain->codes = d->plain;
     plain->scales = d->plain_scales;
     if (j->kind != JOB_ENCODE) {
-        recode_rows(d, j, row, plain);
+        size_t at;
+        TRY(window_row(&d->window, r->plan->source, &j->in, row, &at, err));
+        recode_rows(d, plain);
         enum wformat f = j->type->format;
         TRY(settle(r, j, panel_dtype(f, 0), d->plain, plain->rows * plain->code_ld, d->plain, err));
         return settle(r, j, panel_dtype(f, 1), d->plain_scales, plain->rows * plain->scale_ld,
@@ -295,28 +305,15 @@ static void lay_rows(uint8_t *out, const struct job *j, const struct wmat *plain
     }
 }
 
-/* The rows r0 .. r1 of the source will not be read again. */
-static void rows_done(const struct run *r, const struct job *j, size_t r0, size_t r1)
-{
-    const struct wmat *w = &j->in;
-    size_t unit = w->panels ? PANEL : 1, block = w->panels ? PANEL : w->block_rows;
-    r1 = r1 < w->rows ? r1 : w->rows;
-    size_t codes = (r1 + unit - 1) / unit - r0 / unit;
-    store_release(r->plan->source->store, w->codes + r0 / unit * w->code_ld, codes * w->code_ld);
-    if (!w->scales || block == 0)
-        return;
-    size_t scales = (r1 + block - 1) / block - r0 / block;
-    store_release(r->plan->source->store, w->scales + r0 / block * w->scale_ld,
-                  scales * w->scale_ld);
-}
-
 /* A panel of the output, or its rows. */
 static int make_panel(struct run *r, struct desk *d, const struct job *j, size_t row,
                       uint8_t *codes, uint8_t *scales, dsv4_err *err)
 {
     struct wmat plain;
     if (j->kind == JOB_PACK && !j->rows) {
-        panel_pack(codes, scales, &j->in, row);
+        size_t at;
+        TRY(window_row(&d->window, r->plan->source, &j->in, row, &at, err));
+        panel_pack(codes, scales, &d->window.m, 0);
         return 0;
     }
     TRY(make_plain(r, d, j, row, &plain, err));
@@ -346,7 +343,6 @@ static int panels_piece(struct run *r, struct desk *d, const struct job *j, uint
     TRY(output_write(r->out, file_at(r, j->at[0] + at), d->codes, bytes[0], err));
     TRY(output_write(r->out, file_at(r, j->at[1] + first * j->out.scale_ld), d->scales, bytes[1],
                      err));
-    rows_done(r, j, first * PANEL, (first + n) * PANEL);
     atomic_fetch_add(&r->done, bytes[0] + bytes[1]);
     return 0;
 }
@@ -357,10 +353,9 @@ static int floats_piece(struct run *r, struct desk *d, const struct job *j, uint
     size_t each = rows_a_piece(j), first = (size_t)piece * each, row = row_of(j);
     size_t n = j->in.rows - first < each ? j->in.rows - first : each;
     for (size_t i = 0; i < n; i++)
-        source_row(r->plan->source, &j->in, first + i, (float *)(void *)(d->codes + i * row));
+        TRY(read_floats(r, d, &j->in, first + i, (float *)(void *)(d->codes + i * row), err));
     TRY(settle(r, j, DTYPE_F32, d->codes, n * row, d->codes, err));
     TRY(output_write(r->out, file_at(r, j->at[0] + first * row), d->codes, n * row, err));
-    rows_done(r, j, first, first + n);
     atomic_fetch_add(&r->done, n * row);
     return 0;
 }
@@ -378,7 +373,6 @@ static int table_piece(struct run *r, struct desk *d, const struct job *j, uint6
     }
     TRY(output_write(r->out, file_at(r, j->at[0] + first * row), d->codes, n * row, err));
     TRY(output_write(r->out, file_at(r, j->at[1] + first * scales), d->scales, n * scales, err));
-    rows_done(r, j, first, first + n);
     atomic_fetch_add(&r->done, n * (row + scales));
     return 0;
 }
@@ -488,7 +482,7 @@ static int run_shard(struct run *r, dsv4_err *err)
 
 /* The largest of every buffer over all jobs. */
 struct needs {
-    size_t codes, scales, plain, plain_scales;
+    size_t codes, scales, plain, plain_scales, read, window[2];
     struct encoder_needs encoder;
 };
 
@@ -506,6 +500,10 @@ static struct needs needs_of(const struct plan *p)
             raise(&n.codes, (size_t)j->to->bytes);
             raise(&n.plain, (size_t)j->bytes[0]);
         }
+        if (j->kind == JOB_COPY && j->as != j->to->dtype)
+            raise(&n.read, (size_t)STEP / dtype_size(j->as) * dtype_size(j->to->dtype));
+        if (by_panels(j) || j->kind == JOB_FLOATS || j->kind == JOB_TABLE)
+            window_needs(n.window, &j->in);
         if (j->kind == JOB_FLOATS || j->kind == JOB_TABLE)
             raise(&n.codes, rows_a_piece(j) * row_of(j));
         if (j->kind == JOB_TABLE)
@@ -526,7 +524,8 @@ static struct needs needs_of(const struct plan *p)
 int convert_lanes(const struct plan *p, const dsv4_convert_options *opt, int *lanes, dsv4_err *err)
 {
     struct needs n = needs_of(p);
-    uint64_t each = n.codes + n.scales + n.plain + n.plain_scales + n.encoder.bytes;
+    uint64_t each = n.codes + n.scales + n.plain + n.plain_scales + n.read + n.window[0] +
+                    n.window[1] + n.encoder.bytes;
     uint64_t room = opt->max_ram ? opt->max_ram : mem_available() / 4;
     *lanes =
         opt->threads ? (int)(opt->threads < MAX_LANES ? opt->threads : MAX_LANES) : pool_cores();
@@ -553,6 +552,8 @@ static int open_desks(struct run *r, const struct needs *n, int lanes, dsv4_err 
         TRY(mem_alloc(&d->scales, n->scales, 1, what, err));
         TRY(mem_alloc(&d->plain, n->plain, 1, what, err));
         TRY(mem_alloc(&d->plain_scales, n->plain_scales, 1, what, err));
+        TRY(mem_alloc(&d->read, n->read, 1, what, err));
+        TRY(window_open(&d->window, n->window, err));
         TRY(encoder_open(&d->encoder, &n->encoder, &r->plan->source->k, r->opt->effort, err));
     }
     return 0;
@@ -566,6 +567,8 @@ static void close_desks(struct run *r, int lanes)
         free(d->scales);
         free(d->plain);
         free(d->plain_scales);
+        free(d->read);
+        window_close(&d->window);
         encoder_close(&d->encoder);
     }
     free(r->desk);

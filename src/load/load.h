@@ -208,6 +208,10 @@ const struct tensor *store_at(const struct store *s, size_t i); /* ascending by 
 uint64_t store_bytes(const struct store *s);                    /* tensor data in all shards */
 size_t store_shards(const struct store *s);
 
+/* Copies n bytes of tensor data by reading them from their file: one that was cut since it was opened is DSV4_FAILED
+ * with its name, where looking at p would end the process. What lies in no shard is copied from p. */
+int store_read(const struct store *s, const uint8_t *p, size_t n, uint8_t *out, dsv4_err *err);
+
 /* n bytes of tensor data will not be read soon: their pages are no longer counted as this process's. What lies in
  * no shard (memory of the caller) is left alone. */
 void store_release(const struct store *s, const uint8_t *p, size_t n);

@@ -288,20 +288,36 @@ void store_close(struct store *s)
     free(s);
 }
 
-/* ------------------------------------------------------------------ reading ahead, letting go */
+/* ------------------------------------------------------------------ reading, reading ahead, letting go */
+
+/* The shard in whose mapping p lies; NULL: in none. */
+static const struct file_map *shard_of(const struct store *s, const uint8_t *p)
+{
+    for (size_t i = 0; i < s->n_shards; i++) {
+        uintptr_t first = (uintptr_t)s->shard[i].data, at = (uintptr_t)p;
+        if (at >= first && at - first < s->shard[i].len)
+            return &s->shard[i];
+    }
+    return NULL;
+}
+
+int store_read(const struct store *s, const uint8_t *p, size_t n, uint8_t *out, dsv4_err *err)
+{
+    const struct file_map *m = shard_of(s, p);
+    if (m)
+        return file_map_read(m, (size_t)(p - m->data), out, n, err);
+    if (n > 0)
+        memcpy(out, p, n);
+    return 0;
+}
 
 /* Whole pages around the range: a neighbour that is still read finds its page in the system's cache. */
 void store_release(const struct store *s, const uint8_t *p, size_t n)
 {
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)p;
-    for (size_t i = 0; i < s->n_shards; i++) {
-        uintptr_t first = (uintptr_t)s->shard[i].data;
-        if (n == 0 || at < first || at - first >= s->shard[i].len)
-            continue;
-        uintptr_t from = at & ~(page - 1);
+    uintptr_t from = at & ~(page - 1);
+    if (n > 0 && shard_of(s, p))
         madvise((void *)from, at + n - from, MADV_DONTNEED);
-        return;
-    }
 }
 
 #define STEP ((size_t)64 << 20)

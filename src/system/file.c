@@ -74,11 +74,13 @@ int file_map_open(struct file_map *m, int dirfd, const char *name, bool beneath,
                      (intmax_t)st.st_size);
     else if ((p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
         rc = err_errno(err, DSV4_REFUSED, shown, "map");
-    close(fd);
-    if (rc != 0)
+    if (rc != 0) {
+        close(fd);
         return rc;
+    }
     m->data = p;
     m->len = (size_t)st.st_size;
+    m->fd = fd;
     if (!(m->path = strdup(shown))) {
         file_map_close(m);
         return err_memory(err, strlen(shown) + 1, "a path");
@@ -88,10 +90,30 @@ int file_map_open(struct file_map *m, int dirfd, const char *name, bool beneath,
 
 void file_map_close(struct file_map *m)
 {
-    if (m->data)
+    if (m->data) {
         munmap((void *)(uintptr_t)m->data, m->len);
+        close(m->fd);
+    }
     free(m->path);
     *m = (struct file_map){0};
+}
+
+int file_map_read(const struct file_map *m, size_t at, void *out, size_t n, dsv4_err *err)
+{
+    for (size_t done = 0; done < n;) {
+        ssize_t got = pread(m->fd, (char *)out + done, n - done, (off_t)(at + done));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return err_errno(err, DSV4_FAILED, m->path, "read");
+        if (got == 0)
+            return err_set(err, DSV4_FAILED,
+                           "%s: shrank while it was read; it had %zu bytes and ends before byte "
+                           "%zu now",
+                           m->path, m->len, at + done + 1);
+        done += (size_t)got;
+    }
+    return 0;
 }
 
 int file_read_fd(int fd, const char *shown, size_t limit, char **data, size_t *len, dsv4_err *err)

@@ -88,6 +88,7 @@ int bytes_printf(struct bytes *b, dsv4_err *err, const char *format, ...) PRINTF
 struct file_map {
     const uint8_t *data;
     size_t len;
+    int fd;     /* the same file, for file_map_read() */
     char *path; /* for messages */
 };
 
@@ -98,6 +99,9 @@ struct file_map {
 int file_map_open(struct file_map *m, int dirfd, const char *name, bool beneath, const char *shown,
                   dsv4_err *err);
 void file_map_close(struct file_map *m);
+/* Bytes at .. at + n of it, inside the mapping, as pread() finds them. Where the file has been cut since, touching the
+ * mapping ends the process; this is DSV4_FAILED with a message that names the file. */
+int file_map_read(const struct file_map *m, size_t at, void *out, size_t n, dsv4_err *err);
 
 /* Reads a whole regular file (or stdin for "-") of at most `limit` bytes into malloc'ed memory with
  * a NUL behind it. */
