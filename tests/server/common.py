@@ -187,7 +187,7 @@ def begin(s, body, window=None):
     """A request whose answer is not read."""
     text = json.dumps(body).encode()
     c = socket.socket()
-    c.settimeout(30)
+    c.settimeout(120)  # with a sanitizer, on a busy machine
     if window:
         c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
     c.connect(("127.0.0.1", s.port))

@@ -139,9 +139,10 @@ def odd_environment(_):
 
 @test
 def signals(_):
-    """SIGPIPE does nothing; SIGTERM at any moment of a request lets it finish."""
+    """SIGPIPE and SIGHUP do nothing; SIGTERM at any moment of a request lets it finish."""
     s = Server()
-    s.p.send_signal(signal.SIGPIPE)
+    for n in (signal.SIGPIPE, signal.SIGHUP):
+        s.p.send_signal(n)
     eq(s.post("/v1/chat/completions", chat())[0], 200)
     s.kill()
     for i in range(4):
