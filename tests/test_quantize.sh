@@ -216,7 +216,7 @@ while [ $n -lt $kills ]; do
     # shellcheck disable=SC2086 # words
     $convert "$T/killed" 2>"$T/err" &
     pid=$!
-    sleep "0.$(awk -v s="$$$n" 'BEGIN { srand(s); printf "%03d", rand() * 300 }')"
+    sleep "0.$(awk -v s="$$$n" 'BEGIN { srand(s); printf "%03d", rand() * 150 }')"
     kill -9 $pid 2>/dev/null
     wait $pid 2>/dev/null
     [ -e "$T/killed" ] || continue
