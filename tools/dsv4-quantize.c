@@ -77,7 +77,7 @@ static const struct opt rows[] = {
     {calibrate_group, 0, "sensitivity", OPT_LIST, "TEXT", 0, 0, 1, AT(sensitivity), NULL, NULL,
      "measure on this text which matrices of SOURCE suffer most from errors, and write that to the "
      "file DESTINATION, for --sensitivities; reads the text some hundred times: 1000 words are "
-     "enough"},
+     "enough; interrupted, it begins anew"},
     {calibrate_group, 0, "covariance", OPT_FLAG, NULL, 0, 0, 1, AT(covariance), NULL, NULL,
      "with the covariances that --effort high needs: a large file"},
 
