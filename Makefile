@@ -139,7 +139,7 @@ INNER := $(if $(TOOL_OBJ),$(B)/libtools.a) $(B)/libinner.a
 .SECONDARY:
 .PHONY: FORCE all lib programs tests replays fuzzers help info clean format format-check layers hdr-check \
         deps deps-test deps-dev demo check check-only check-long clang asan ubsan tsan valgrind \
-        check-arm check-v1 emulated fuzz bench bench-kernels install uninstall
+        check-arm check-v1 emulated fuzz bench bench-kernels bench-targets install uninstall
 
 all: programs lib ; @:
 
@@ -394,6 +394,9 @@ bench: programs
 bench-kernels: $(KERNEL_TEST)
 	@$(KERNEL_TEST) --bench
 
+bench-targets: programs
+	@python3 tests/bench_targets.py $(B)
+
 # ---------------------------------------------------------------- install
 BIN   = $(DESTDIR)$(PREFIX)/bin
 LIB   = $(DESTDIR)$(PREFIX)/lib
@@ -469,7 +472,8 @@ help:
 	@echo "make fuzz           each fuzz target for TIME=60 seconds"
 	@echo "make check-arm      the kernels for arm, cross-built and run by qemu; check-v1: on the oldest x86-64"
 	@echo "make emulated       the kernels of AVX-VNNI, AVX-512 and AMX with their instructions as functions"
-	@echo "make bench          speed of the embedded model and of the tokenizer; bench-kernels: of every kernel"
+	@echo "make bench          speed of the embedded model and of the tokenizer; bench-kernels: of every kernel;"
+	@echo "                    bench-targets: slices of V4-Flash, as shares of what the machine can do"
 	@echo "make layers         includes point down only; hdr-check: headers compile alone"
 	@echo "make format         clang-format; format-check only looks"
 	@echo "make info           compiler, libraries found, flags"
