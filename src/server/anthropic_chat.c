@@ -4,6 +4,17 @@
 #include <stddef.h>
 #include <string.h>
 
+static int join_block(const json_t *b, const char *where, struct out *o, struct failure *f)
+{
+    const json_t *text = json_object_get(b, "text");
+    const char *type = json_string_value(json_object_get(b, "type"));
+    if (!type || strcmp(type, "text") != 0 || !json_is_string(text))
+        return fail_set(f, 400, where, "%s: a block of type %.40s is not understood here", where,
+                        type ? type : "(none)");
+    out_add(o, json_string_value(text), json_string_length(text));
+    return 0;
+}
+
 /* The texts of a content list, joined. Other blocks are refused. */
 static int join_text(const json_t *content, const char *where, struct out *o, struct failure *f)
 {
@@ -17,28 +28,17 @@ static int join_text(const json_t *content, const char *where, struct out *o, st
         return fail_set(f, 400, where, "%s must be a text or a list of blocks", where);
     json_array_foreach(content, i, b)
     {
-        const json_t *text = json_object_get(b, "text");
-        const char *type = json_string_value(json_object_get(b, "type"));
-        if (!type || strcmp(type, "text") != 0 || !json_is_string(text))
-            return fail_set(f, 400, where, "%s: a block of type %.40s is not understood here",
-                            where, type ? type : "(none)");
         if (i > 0)
             out_text(o, "\n\n");
-        out_add(o, json_string_value(text), json_string_length(text));
+        if (join_block(b, where, o, f) != 0)
+            return -1;
     }
     return 0;
 }
 
-static json_t *take_string(struct out *o)
-{
-    json_t *v = o->failed ? NULL : json_stringn(o->b.data ? o->b.data : "", o->b.len);
-    out_free(o);
-    return v;
-}
-
 static int add_message(json_t *out, const char *role, struct out *text, struct failure *f)
 {
-    json_t *content = take_string(text);
+    json_t *content = api_string(text);
     if (!content)
         return api_no_memory(f);
     return api_append(out, json_pack("{s:s, s:o}", "role", role, "content", content), f);
@@ -72,7 +72,7 @@ static int user_message(json_t *out, const json_t *content, struct failure *f)
                 out_free(&result);
                 return -1;
             }
-            json_t *v = take_string(&result);
+            json_t *v = api_string(&result);
             if (!v || api_append(out,
                                  json_pack("{s:s, s:s, s:o}", "role", "tool", "tool_call_id", id,
                                            "content", v),
@@ -82,15 +82,12 @@ static int user_message(json_t *out, const json_t *content, struct failure *f)
             }
             continue;
         }
-        json_t *one = json_pack("[O]", b);
         if (any)
             out_text(&text, "\n\n");
         any = true;
-        int rc = one ? join_text(one, "messages", &text, f) : api_no_memory(f);
-        json_decref(one);
-        if (rc != 0) {
+        if (join_block(b, "messages", &text, f) != 0) {
             out_free(&text);
-            return rc;
+            return -1;
         }
     }
     if (any || json_array_size(content) == 0)
@@ -118,19 +115,16 @@ static int one_block(const json_t *b, json_t *calls, struct out *text, struct ou
         if (!id || !name || !json_is_object(v))
             return fail_set(f, 400, "messages", "messages: a tool_use needs id, name and input");
         out_json(&args, v);
-        json_t *a = take_string(&args);
+        json_t *a = api_string(&args);
         return a ? api_append(calls,
                               json_pack("{s:s, s:s, s:{s:s, s:o}}", "id", id, "type", "function",
                                         "function", "name", name, "arguments", a),
                               f)
                  : api_no_memory(f);
     }
-    json_t *one = json_pack("[O]", b);
     if (text->b.len)
         out_text(text, "\n\n");
-    int rc = one ? join_text(one, "messages", text, f) : api_no_memory(f);
-    json_decref(one);
-    return rc;
+    return join_block(b, "messages", text, f);
 }
 
 static int assistant_message(json_t *out, const json_t *content, bool last, struct failure *f)
@@ -149,7 +143,7 @@ static int assistant_message(json_t *out, const json_t *content, bool last, stru
         }
     bool empty = text.b.len == 0 && json_array_size(calls) > 0;
     bool thought = reasoning.b.len > 0;
-    json_t *t = take_string(&text), *r = take_string(&reasoning);
+    json_t *t = api_string(&text), *r = api_string(&reasoning);
     if (rc == 0 && (!t || !r))
         rc = api_no_memory(f);
     if (rc == 0 && (json_object_set(m, "content", empty ? json_null() : t) != 0 ||
@@ -207,14 +201,8 @@ static int convert_tools(const struct anthropic_body *b, json_t *out, struct fai
             return fail_set(f, 400, "tools", "tools: there is no tool of type %.40s here", type);
         if (!json_is_string(name) || !json_is_object(schema))
             return fail_set(f, 400, "tools", "tools: a tool needs name and input_schema");
-        json_t *fn = json_pack("{s:O, s:O}", "name", name, "parameters", schema);
-        if (fn && text && json_object_set(fn, "description", text) != 0) {
-            json_decref(fn);
-            fn = NULL;
-        }
-        if (!fn ||
-            api_append(out, json_pack("{s:s, s:o}", "type", "function", "function", fn), f) != 0)
-            return api_no_memory(f);
+        if (api_add_function(out, name, schema, text, f) != 0)
+            return -1;
     }
     return 0;
 }

@@ -23,6 +23,11 @@ int api_set(json_t *object, const char *key, json_t *value);
 /* Takes the value over, NULL after a failed allocation. */
 int api_append(json_t *list, json_t *value, struct failure *f);
 int api_no_memory(struct failure *f);
+/* A JSON string of what was written, which is freed; NULL after a failed allocation. */
+json_t *api_string(struct out *o);
+/* Adds a tool in OpenAI's words; parameters and description may be NULL. */
+int api_add_function(json_t *list, json_t *name, json_t *parameters, json_t *description,
+                     struct failure *f);
 
 /* {"role", ...} of a message. */
 bool api_is(const json_t *object, const char *key, const char *value);

@@ -62,6 +62,22 @@ int api_append(json_t *list, json_t *value, struct failure *f)
     return value && json_array_append_new(list, value) == 0 ? 0 : api_no_memory(f);
 }
 
+json_t *api_string(struct out *o)
+{
+    json_t *v = o->failed ? NULL : json_stringn(o->b.data ? o->b.data : "", o->b.len);
+    out_free(o);
+    return v;
+}
+
+int api_add_function(json_t *list, json_t *name, json_t *parameters, json_t *description,
+                     struct failure *f)
+{
+    json_t *fn = json_pack("{s:O, s:O*, s:O*}", "name", name, "parameters", parameters,
+                           "description", description);
+    return fn ? api_append(list, json_pack("{s:s, s:o}", "type", "function", "function", fn), f)
+              : api_no_memory(f);
+}
+
 bool api_is(const json_t *object, const char *key, const char *value)
 {
     const char *v = json_string_value(json_object_get(object, key));

@@ -36,8 +36,7 @@ static json_t *join_text(const json_t *content, struct failure *f)
             out_text(&o, "\n\n");
         out_add(&o, json_string_value(text), json_string_length(text));
     }
-    json_t *v = o.failed ? NULL : json_stringn(o.b.data ? o.b.data : "", o.b.len);
-    out_free(&o);
+    json_t *v = api_string(&o);
     if (!v)
         api_no_memory(f);
     return v;
@@ -177,13 +176,8 @@ static int convert_tools(const struct responses_body *b, json_t *list, struct fa
                             type ? type : "(none)");
         if (!json_is_string(name))
             return fail_set(f, 400, "tools", "tools: a function needs a name");
-        json_t *fn = json_pack("{s:O}", "name", name);
-        if (!fn || (json_is_object(schema) && json_object_set(fn, "parameters", schema) != 0) ||
-            (json_is_string(text) && json_object_set(fn, "description", text) != 0)) {
-            json_decref(fn);
-            return api_no_memory(f);
-        }
-        if (api_append(list, json_pack("{s:s, s:o}", "type", "function", "function", fn), f) != 0)
+        if (api_add_function(list, name, json_is_object(schema) ? schema : NULL,
+                             json_is_string(text) ? text : NULL, f) != 0)
             return -1;
     }
     return 0;
