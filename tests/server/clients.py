@@ -15,12 +15,16 @@ def clients():
         return None, None
 
 
+def connect(kind, url):
+    return kind(base_url=url, api_key="none", max_retries=0)
+
+
 @test
 def openai_client(s):
     openai, _ = clients()
     if not openai:
         return
-    c = openai.OpenAI(base_url=s.url("/v1"), api_key="none", max_retries=0)
+    c = connect(openai.OpenAI, s.url("/v1"))
     eq([m.id for m in c.models.list()], ["nano"])
     off = {"thinking": {"type": "disabled"}}
     m = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hello!"}]
@@ -93,7 +97,7 @@ def openai_async(s):
         return text
 
     async def many():
-        async with openai.AsyncOpenAI(base_url=s.url("/v1"), api_key="x", max_retries=0) as c:
+        async with connect(openai.AsyncOpenAI, s.url("/v1")) as c:
             return await asyncio.gather(*(one(c, i) for i in range(24)))
 
     eq(set(asyncio.run(many())), {answer()})
@@ -104,7 +108,7 @@ def anthropic_client(s):
     _, anthropic = clients()
     if not anthropic:
         return
-    c = anthropic.Anthropic(base_url=s.url(), api_key="none", max_retries=0)
+    c = connect(anthropic.Anthropic, s.url())
     m = [{"role": "user", "content": CUBA}]
     cold = {"temperature": 0}
     r = c.messages.create(model="nano", max_tokens=50, messages=m, extra_body=cold)
@@ -136,7 +140,7 @@ def anthropic_client(s):
     import asyncio
 
     async def many():
-        async with anthropic.AsyncAnthropic(base_url=s.url(), api_key="x", max_retries=0) as a:
+        async with connect(anthropic.AsyncAnthropic, s.url()) as a:
             return await asyncio.gather(*(a.messages.create(
                 model="nano", max_tokens=50, messages=m, extra_body=cold) for _ in range(8)))
 

@@ -6,7 +6,7 @@ import collections
 import functools
 import json
 
-from server.clients import clients
+from server.clients import clients, connect
 from server.common import CUBA, OTHER_TOOL, TOOL, answer, eq, test
 
 OFF = {"thinking": {"type": "disabled"}}
@@ -17,8 +17,13 @@ SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required
 @functools.lru_cache(None)
 def made(kind, later, url):
     """A client, one that does not wait, and what that one runs in: they take longer to make than to use."""
-    options = {"base_url": url, "api_key": "none", "max_retries": 0}
-    return kind(**options), later(**options), asyncio.new_event_loop()
+    return connect(kind, url), connect(later, url), asyncio.new_event_loop()
+
+
+def all_equal(out):
+    for other in out[1:]:
+        eq(other, out[0])
+    return out[0]
 
 
 def four_ways(openai, s, ask, read, read_stream, one_way=False):
@@ -32,10 +37,7 @@ def four_ways(openai, s, ask, read, read_stream, one_way=False):
         await asyncio.sleep(0.01)  # the stream's generators end by themselves
         return both
 
-    out = [read(ask(c)), read_stream(list(ask(c, stream=True))), *loop.run_until_complete(later())]
-    for other in out[1:]:
-        eq(other, out[0])
-    return out[0]
+    return all_equal([read(ask(c)), read_stream(list(ask(c, stream=True))), *loop.run_until_complete(later())])
 
 
 def chat_four_ways(openai, s, messages=STORY, extra=None, one_way=False, **more):
@@ -112,7 +114,7 @@ def chat_reasoning_parameters(s):
     openai, _ = clients()
     if not openai:
         return
-    c = openai.OpenAI(base_url=s.url("/v1"), api_key="none", max_retries=0)
+    c = connect(openai.OpenAI, s.url("/v1"))
 
     def ask(**more):
         r = c.chat.completions.create(model="nano", messages=[{"role": "user", "content": "What is 3 + 4?"}],
@@ -132,7 +134,7 @@ def parameters_refused(s):
     openai, anthropic = clients()
     if not openai:
         return
-    c = openai.OpenAI(base_url=s.url("/v1"), api_key="none", max_retries=0)
+    c = connect(openai.OpenAI, s.url("/v1"))
     m = [{"role": "user", "content": CUBA}]
 
     def refused(call, name, **more):
@@ -157,7 +159,7 @@ def parameters_refused(s):
                         ("verbosity", {"verbosity": "low"}), ("odd", {"odd": 1})):
         refused(c.responses.create, name, input="x", **{"text" if name in ("verbosity", "odd") else name: value})
     refused(c.responses.create, "odd", input="x", reasoning={"odd": 1})
-    a = anthropic.Anthropic(base_url=s.url(), api_key="none", max_retries=0)
+    a = connect(anthropic.Anthropic, s.url())
     for name, value in (("container", "c"), ("mcp_servers", [{"type": "url"}]), ("service_tier", "x"),
                         ("context_management", {"edits": [{"type": "clear_tool_uses_20250919"}]}),
                         ("output_config", {"effort": "none"}), ("output_config", {"format": {"type": "xml"}}),
@@ -196,7 +198,7 @@ def responses_parameters(s):
     call = {"type": "function", "name": "get_time"}
     r = four(tools=tools, tool_choice=call, parallel_tool_calls=False, max_output_tokens=200)
     eq([name for name, _ in r[2]], ["get_time"])
-    c = openai.OpenAI(base_url=s.url("/v1"), api_key="none", max_retries=0)
+    c = connect(openai.OpenAI, s.url("/v1"))
     r = c.responses.create(model="nano", input=CUBA, max_output_tokens=100, text=form, reasoning={
         "effort": "high", "summary": "auto"}, metadata={"a": "b"})  # what was asked for is said again
     eq((r.text.format.type, r.reasoning.effort, r.metadata), ("json_schema", "high", {"a": "b"}))
@@ -232,10 +234,7 @@ def messages_parameters(s):
             async with a.messages.stream(**body()) as st:
                 return [whole, read(await st.get_final_message())]
 
-        out += loop.run_until_complete(later())
-        for other in out[1:]:
-            eq(other, out[0])
-        return out[0]
+        return all_equal(out + loop.run_until_complete(later()))
 
     plain = four()
     eq(plain, ("end_turn", None, [("text", answer())]))
