@@ -443,9 +443,11 @@ class Nano(nn.Module):
             b, t = S["samp"]
             z, w = self.index_query(l, x[b, t].unsqueeze(1), qr[b, t].unsqueeze(1), cos[b, t].unsqueeze(1), sin[b, t].unsqueeze(1))
             sc = self.index_scores(z.view(B, -1, *z.shape[2:]), S["keys"], w.view(B, -1, w.shape[-1]))
-            S["index_loss"].append([sc.masked_fill(~vis[b, t].view(B, -1, G), -1e30), []])
+            term = [sc.masked_fill(~vis[b, t].view(B, -1, G), -1e30), []]
+            S["index_loss"].append(term)
+            S["learners"] = [term] + S.get("candidate_learner", [])
             if l.i == self.c["candidate_source_layer_id"]:
-                S["candidate_loss"] = S["index_loss"][-1]
+                S["candidate_learner"] = [term]
 
     @torch.no_grad()
     def select(self, l, x, qr, S, rows=512):
@@ -501,8 +503,8 @@ class Nano(nn.Module):
         B, (b, t), H, hd = S["B"], S["samp"], q.shape[2], q.shape[3]
         lg = torch.matmul(q.detach()[b, t].view(B, -1, hd), S["comp"].detach().transpose(1, 2)) * hd ** -0.5
         p = torch.exp(lg.view(len(b), H, -1) - lse[b, t].unsqueeze(-1)).masked_fill(~S["vis%d" % r][b, t].unsqueeze(1), 0).mean(1)
-        for terms in [S["index_loss"][-1]] + [x for x in [S.get("candidate_loss")] if x is not None and x is not S["index_loss"][-1]]:
-            terms[1].append(p.view(B, -1, p.shape[-1]))
+        for term in S["learners"]:
+            term[1].append(p.view(B, -1, p.shape[-1]))
 
     def setup(self, B, L, pos, seg):
         """state of one forward pass: rope tables, masks, and what sources publish.  pos, seg [B, L] long; documents start at even offsets"""

@@ -9,7 +9,7 @@ attention mass of sampled queries.  Cache quantizers are always on.  Attention s
 top-k and candidate blocks after --sparse; weights are rounded to their shipped formats after --qat (straight-through).
 With --indexer nothing else learns: its last part, when what it has to find no longer moves.
 
-usage: train.py OUT TOKENS [--init ck.pt] [--mix base|chat] [--decay f] [--sparse f] [--qat f]   (f: fraction of TOKENS)
+usage: train.py OUT TOKENS [--init ck.pt] [--mix base|chat|far] [--decay f] [--sparse f] [--qat f] [--indexer]   (f: fraction of TOKENS)
 writes OUT/ck.pt (resumable), OUT/log.jsonl (loss, and exact answers by kind of document, on text never seen before)"""
 import argparse
 import json
