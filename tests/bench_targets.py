@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the kernels reach of what they are meant to, as shares measured in one run: a slice of V4-Flash on made-up
-weights, by dsv4-bench. Repetitions are interleaved; each figure is the median, its range behind it. Eight minutes
-on two busy cores. usage: tests/bench_targets.py [BUILD]"""
+weights, by dsv4-bench. Repetitions are interleaved; each figure is the median, its range behind it. Six minutes
+on two cores. usage: tests/bench_targets.py [BUILD]"""
 import json
 import subprocess
 import sys
