@@ -82,7 +82,7 @@ static void fuzz_index(const uint8_t *text, size_t n)
     static char path[] = "index.json";
     struct index x;
     dsv4_err err = {0};
-    const struct file_map map = {text, n, path};
+    const struct file_map map = {.data = text, .len = n, .fd = -1, .path = path};
     int rc = index_read(&x, &map, &err);
     if (rc != 0)
         check_refusal(rc, &err);
