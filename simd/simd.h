@@ -75,7 +75,7 @@ struct wmat {
     uint32_t block_rows, block_cols;
     const uint8_t *codes, *scales;
     size_t code_ld, scale_ld; /* bytes from row to row (plain) or from panel to panel */
-    const int8_t *table; /* wformat_table() values; a span of at most 32 is faster on some levels */
+    const int8_t *table;      /* wformat_table() values; -16 .. 16 are faster on some levels */
     /* Rows are not in the format yet but blocks of a GGUF file, code_ld bytes each: for panel_pack() alone. */
     const struct block_type *blocks;
 };
@@ -192,9 +192,9 @@ struct kernels {
      *   y = fma((float)s, u_g, y), starting from 0
      * E2M1: v = doubled code, u = e8m0(w) * (0.5 * scale(x)); Q4, Q3, Q2: v = table[code], u = f16(w) *
      * scale(x); Q8: v = code, likewise; E4M3: v = 64 * value rounded to nearest even (at most 28672), u = e8m0(w) *
-     * (scale(x) / 64). u is rounded once. */
+     * (scale(x) / 64). u is rounded once. tmp: FAST_TMP bytes of the calling thread, 64-byte aligned. */
     void (*matmul_fast)(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m,
-                        const struct wmat *w, size_t r0, size_t r1);
+                        const struct wmat *w, size_t r0, size_t r1, void *tmp);
     enum qkind fast[N_WFORMATS]; /* ORDER FORMATS */
 
     /* Columns c0 .. c1 (multiples of 32) of row r of q from the row's floats x. */
@@ -257,7 +257,7 @@ struct kernels {
     uint64_t (*peak_f32)(uint64_t rounds);
 };
 
-enum { ATTEND_TILE = 32, INDEX_MAX_WIDTH = 1024, DOT_BLOCK = 64 };
+enum { ATTEND_TILE = 32, INDEX_MAX_WIDTH = 1024, DOT_BLOCK = 64, FAST_TMP = 160 << 10 };
 
 /* The best kernels for this CPU, or those of `level` (NULL or "": the best): a name of isa.def that this CPU has.
  * False for a name that is unknown or not available; *k is untouched then. */

@@ -149,10 +149,10 @@ static void configure_tiles(void)
 }
 
 static void matmul_fast(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m,
-                        const struct wmat *w, size_t r0, size_t r1)
+                        const struct wmat *w, size_t r0, size_t r1, void *tmp)
 {
     if (m < ROWS || w->format == W_E4M3) {
-        matmul_fast_avx512vnni(y, ldy, x, pick, m, w, r0, r1);
+        matmul_fast_avx512vnni(y, ldy, x, pick, m, w, r0, r1, tmp);
         return;
     }
     struct weights tile;

@@ -25,7 +25,7 @@ void matmul_plain_avx2(float *y, size_t ldy, const float *x, size_t ldx, const u
                        size_t m, const struct wmat *w, size_t r0, size_t r1, float *tmp);
 void decode_avx2(float *out, const struct wmat *w, size_t r);
 void matmul_q16_avx2(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m,
-                     const struct wmat *w, size_t r0, size_t r1);
+                     const struct wmat *w, size_t r0, size_t r1, void *tmp);
 void quantize_avx2(struct qrows *q, size_t r, const float *x, size_t c0, size_t c1);
 
 /* Lanes of 8 e8m0 bytes: 0 is 2^-127. */
@@ -60,20 +60,6 @@ static inline void store_rows_avx2(float *y, __m256 a, __m256 b, size_t n)
     _mm256_storeu_ps(t + 8, b);
     for (size_t i = 0; i < n; i++)
         y[i] = t[i];
-}
-
-static inline void load_rows_avx2(__m256 *a, __m256 *b, const float *y, size_t n)
-{
-    if (n >= 16) {
-        *a = _mm256_loadu_ps(y);
-        *b = _mm256_loadu_ps(y + 8);
-        return;
-    }
-    float t[16] = {0};
-    for (size_t i = 0; i < n; i++)
-        t[i] = y[i];
-    *a = _mm256_loadu_ps(t);
-    *b = _mm256_loadu_ps(t + 8);
 }
 
 /* Before a loop of constant length whose indices are register names. */

@@ -1,11 +1,11 @@
 /* Panels of 2- to 8-bit codes times int8 rows.
  *
- * Narrow tables, whose values span at most 32 (E2M1 doubled spans 24): less the lowest they are unsigned
- * bytes, so that vpmaddubsw's sums of four units stay below 2^15 (8 products of at most 32 and 127) and only
- * two additions a group go to 32 bits.
+ * Narrow tables, of values up to 16 (E2M1 doubled: 12): less the lowest they are unsigned bytes, so that vpmaddubsw's
+ * sums of four units stay below 2^15 (8 products of at most 32 and 127). Sums of all eight may wrap in 16 bits: once
+ * the lowest times the sum of the codes is added again they are at most 16 products of 16 and 127, and right.
  * Others and Q8: |w| times (x with w's sign), widened at once. */
-#define SPAN 32
-#define ROWS 2
+#define LIMIT 16
+#define SUMS  PAIRS
 #include "operands.inc"
 
 /* ------------------------------------------------------------------ few rows */
@@ -79,57 +79,52 @@ INLINE_AVX2 void few_sums(__m256i s[FEW][2], const struct job *j, const uint8_t 
 
 /* ------------------------------------------------------------------ tiles */
 
-INLINE_AVX2 void tile_group_narrow(__m256i s[][2], const int8_t *t, const struct rows8 *r, int m,
-                                   size_t g, int32_t low)
+INLINE_AVX2 void tile_group_narrow(__m256i s[][2], const int8_t *t, const int8_t *x,
+                                   const int32_t *pairs, int m)
 {
     const __m256i one = _mm256_set1_epi16(1);
-    for (int half = 0; half < 2; half++) { /* four units: sums fit into 16 bits */
-        __m256i a[ROWS][2];
-        UNROLL_AVX2(4)
-        for (int u = 0; u < 4; u++, t += 64) {
-            __m256i w0 = _mm256_load_si256((const __m256i *)t);
-            __m256i w1 = _mm256_load_si256((const __m256i *)(t + 32));
-            for (int i = 0; i < m; i++) {
-                __m256i x = word_of(r->code[i] + g * GROUP + (size_t)(half * 16 + u * 4));
-                __m256i p0 = _mm256_maddubs_epi16(w0, x), p1 = _mm256_maddubs_epi16(w1, x);
-                a[i][0] = u == 0 ? p0 : _mm256_add_epi16(a[i][0], p0);
-                a[i][1] = u == 0 ? p1 : _mm256_add_epi16(a[i][1], p1);
-                HERE_AVX2(a[i][0]);
-                HERE_AVX2(a[i][1]);
-            }
-        }
-        for (int i = 0; i < m; i++)
-            for (int h = 0; h < 2; h++) {
-                __m256i wide = _mm256_madd_epi16(a[i][h], one);
-                s[i][h] = _mm256_add_epi32(
-                    half == 0 ? _mm256_set1_epi32(low * r->sum[i][g]) : s[i][h], wide);
-            }
-    }
-}
-
-INLINE_AVX2 void tile_group_wide(__m256i s[][2], const int8_t *t, const struct rows8 *r, int m,
-                                 size_t g)
-{
+    __m256i a[TILE_ROWS][2];
     for (int i = 0; i < m; i++)
-        s[i][0] = s[i][1] = _mm256_setzero_si256();
-    for (int u = 0; u < UNITS; u++, t += 64) {
+        a[i][0] = a[i][1] = _mm256_set1_epi32(pairs[i * SLICE_GROUPS]);
+    UNROLL_AVX2(8)
+    for (int u = 0; u < UNITS; u++, t += 64, x += 4) {
         __m256i w0 = _mm256_load_si256((const __m256i *)t);
         __m256i w1 = _mm256_load_si256((const __m256i *)(t + 32));
         for (int i = 0; i < m; i++) {
-            __m256i x = word_of(r->code[i] + g * GROUP + (size_t)u * 4);
-            s[i][0] = _mm256_add_epi32(s[i][0], signed_product(w0, x));
-            s[i][1] = _mm256_add_epi32(s[i][1], signed_product(w1, x));
+            __m256i v = word_of(x + i * SLICE_BYTES);
+            a[i][0] = _mm256_add_epi16(a[i][0], _mm256_maddubs_epi16(w0, v));
+            a[i][1] = _mm256_add_epi16(a[i][1], _mm256_maddubs_epi16(w1, v));
+            HERE_AVX2(a[i][0]);
+            HERE_AVX2(a[i][1]);
+        }
+    }
+    for (int i = 0; i < m; i++)
+        for (int h = 0; h < 2; h++)
+            s[i][h] = _mm256_madd_epi16(a[i][h], one);
+}
+
+INLINE_AVX2 void tile_group_wide(__m256i s[][2], const int8_t *t, const int8_t *x, int m)
+{
+    for (int i = 0; i < m; i++)
+        s[i][0] = s[i][1] = _mm256_setzero_si256();
+    for (int u = 0; u < UNITS; u++, t += 64, x += 4) {
+        __m256i w0 = _mm256_load_si256((const __m256i *)t);
+        __m256i w1 = _mm256_load_si256((const __m256i *)(t + 32));
+        for (int i = 0; i < m; i++) {
+            __m256i v = word_of(x + i * SLICE_BYTES);
+            s[i][0] = _mm256_add_epi32(s[i][0], signed_product(w0, v));
+            s[i][1] = _mm256_add_epi32(s[i][1], signed_product(w1, v));
         }
     }
 }
 
-INLINE_AVX2 void tile_sums(__m256i s[][2], const int8_t *t, const struct rows8 *r, int m, size_t g,
-                           int32_t low, bool narrow)
+INLINE_AVX2 void tile_sums(__m256i s[][2], const int8_t *t, const int8_t *x, const int32_t *low,
+                           int m, bool narrow)
 {
     if (narrow)
-        tile_group_narrow(s, t, r, m, g, low);
+        tile_group_narrow(s, t, x, low, m);
     else
-        tile_group_wide(s, t, r, m, g);
+        tile_group_wide(s, t, x, m);
 }
 
 #include "dots.inc"

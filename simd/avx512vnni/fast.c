@@ -29,9 +29,9 @@ INLINE __m512i dot_pairs(__m512i s, __m512i a, __m512i b)
 #include "simd/avx512/index.inc"
 
 void matmul_fast_avx512vnni(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick,
-                            size_t m, const struct wmat *w, size_t r0, size_t r1)
+                            size_t m, const struct wmat *w, size_t r0, size_t r1, void *tmp)
 {
-    matmul_fast(y, ldy, x, pick, m, w, r0, r1);
+    matmul_fast(y, ldy, x, pick, m, w, r0, r1, tmp);
 }
 
 void init_avx512vnni(struct kernels *k)

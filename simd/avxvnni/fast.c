@@ -2,8 +2,8 @@
  * activations to 32 bits. All weights are taken less their lowest, Q8 less -128. */
 #include "avxvnni.h"
 
-#define SPAN 255
-#define ROWS 3
+#define LIMIT 128
+#define SUMS  WHOLE
 #include "simd/avx2/operands.inc"
 
 /* s + products of 4 bytes: weights w, activations x. */
@@ -36,19 +36,19 @@ INLINE_AVX2 void few_sums(__m256i s[FEW][2], const struct job *j, const uint8_t 
     }
 }
 
-INLINE_AVX2 void tile_sums(__m256i s[][2], const int8_t *t, const struct rows8 *r, int m, size_t g,
-                           int32_t low, bool narrow)
+INLINE_AVX2 void tile_sums(__m256i s[][2], const int8_t *t, const int8_t *x, const int32_t *low,
+                           int m, bool narrow)
 {
     (void)narrow;
     for (int i = 0; i < m; i++)
-        s[i][0] = s[i][1] = _mm256_set1_epi32(low * r->sum[i][g]);
-    for (int u = 0; u < UNITS; u++, t += 64) {
+        s[i][0] = s[i][1] = _mm256_set1_epi32(low[i * SLICE_GROUPS]);
+    for (int u = 0; u < UNITS; u++, t += 64, x += 4) {
         __m256i w0 = _mm256_load_si256((const __m256i *)t);
         __m256i w1 = _mm256_load_si256((const __m256i *)(t + 32));
         for (int i = 0; i < m; i++) {
-            __m256i x = word_of(r->code[i] + g * GROUP + (size_t)u * 4);
-            s[i][0] = dot_bytes(s[i][0], w0, x);
-            s[i][1] = dot_bytes(s[i][1], w1, x);
+            __m256i v = word_of(x + i * SLICE_BYTES);
+            s[i][0] = dot_bytes(s[i][0], w0, v);
+            s[i][1] = dot_bytes(s[i][1], w1, v);
         }
     }
 }

@@ -149,8 +149,9 @@ static void row(float *y, const struct fast_rows *x, const struct fast_tile *t, 
 static const struct fast_ops ops = {words, fast_plain_tile, rows, row};
 
 void matmul_fast_dotprod(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick,
-                         size_t m, const struct wmat *w, size_t r0, size_t r1)
+                         size_t m, const struct wmat *w, size_t r0, size_t r1, void *tmp)
 {
+    (void)tmp;
     fast_matmul(&ops, y, ldy, x, pick, m, w, r0, r1);
 }
 

@@ -144,10 +144,10 @@ static void rows(float *y, size_t ldy, const struct fast_rows *x, const struct f
 static const struct fast_ops ops = {words, codes, rows, NULL};
 
 static void matmul_fast_i8mm(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick,
-                             size_t m, const struct wmat *w, size_t r0, size_t r1)
+                             size_t m, const struct wmat *w, size_t r0, size_t r1, void *tmp)
 {
     if (m == 1)
-        matmul_fast_dotprod(y, ldy, x, pick, m, w, r0, r1);
+        matmul_fast_dotprod(y, ldy, x, pick, m, w, r0, r1, tmp);
     else
         fast_matmul(&ops, y, ldy, x, pick, m, w, r0, r1);
 }

@@ -62,8 +62,9 @@ static float unit(const struct wmat *w, size_t r, size_t c, float scale)
 }
 
 static void matmul_fast(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m,
-                        const struct wmat *w, size_t r0, size_t r1)
+                        const struct wmat *w, size_t r0, size_t r1, void *tmp)
 {
+    (void)tmp;
     for (size_t r = r0; r < r1; r++) {
         for (size_t i = 0; i < m; i++)
             y[i * ldy + r] = 0;

@@ -40,7 +40,7 @@ static uint64_t max4(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
 }
 
 /* Floats each lane needs for itself: an expanded row of any matrix, a tile of attention, the
- * compressors' running sums, an indexer's query and its best entries. */
+ * compressors' running sums, an indexer's query and its best entries, weights that products take apart. */
 static uint64_t scratch_floats(const struct config *c)
 {
     uint64_t columns = (uint64_t)(c->n_engram ? c->engram_ngram - 1 : 0) * c->engram_heads;
@@ -49,7 +49,8 @@ static uint64_t scratch_floats(const struct config *c)
              (uint64_t)c->o_groups * c->o_lora,
              max4(c->q_lora, (uint64_t)c->d_ff * max2(c->n_shared, 1), c->head_dim,
                   columns * c->engram_dim));
-    return (max4(row, attend_words(c), compress_words(c), choose_words(c)) + 15) & ~15ull;
+    uint64_t most = max4(row, attend_words(c), compress_words(c), choose_words(c));
+    return (max2(most, FAST_TMP / sizeof(float)) + 15) & ~15ull;
 }
 
 static void take_quantized(struct taker *t, struct qrows *q, enum qkind kind, uint64_t rows,

@@ -74,7 +74,7 @@ static void one_run(const struct lane *l, const struct batch *b, float *y, size_
     x.code = (uint8_t *)x.code + run->first * x.cols * (kind == Q_8 ? 1 : 2);
     x.scale += run->first * (x.cols / GROUP);
     x.sum += run->first * (x.cols / GROUP);
-    k->matmul_fast(y, ldy, &x, run->pick, run->n, w, r0, r1);
+    k->matmul_fast(y, ldy, &x, run->pick, run->n, w, r0, r1, lane_scratch(l, b));
 }
 
 static void one_part(const struct lane *l, const struct batch *b, float *y, size_t ldy,

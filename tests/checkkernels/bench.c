@@ -69,7 +69,7 @@ static void run_matmul(const struct kernels *k, struct work *j)
 static void run_fast(const struct kernels *k, struct work *j)
 {
     struct wmat w = next(j);
-    k->matmul_fast(j->y, MOST_STEP, &j->q, NULL, j->m, &w, 0, j->step);
+    k->matmul_fast(j->y, MOST_STEP, &j->q, NULL, j->m, &w, 0, j->step, j->tmp);
 }
 
 static void run_decode(const struct kernels *k, struct work *j)
@@ -220,7 +220,7 @@ static void matrix(struct check *t, struct work *j, const struct stream *s, bool
     j->step = STEP;
 }
 
-static const size_t some_m[] = {1, 4, 16, 512};
+static const size_t some_m[] = {1, 4, 12, 512, 2048};
 
 /* ------------------------------------------------------------------ measuring */
 
@@ -312,7 +312,7 @@ static void bench_matrix(struct levels *l, const struct stream *s, size_t cols)
     struct work j = {0};
     bool made = false;
     for (int fast = 0; fast < 2; fast++)
-        for (size_t i = 0; i < 4; i++) {
+        for (size_t i = 0; i < sizeof some_m / sizeof *some_m; i++) {
             enum qkind q = l->k[0].fast[s->format];
             j.m = some_m[i];
             snprintf(name, sizeof name, "%s %s panels, cols %zu, m %zu",
@@ -325,7 +325,7 @@ static void bench_matrix(struct levels *l, const struct stream *s, size_t cols)
             j.ops = 2.0 * STEP * (double)cols * (double)j.m;
             j.x = floats(&t, j.m * cols);
             j.y = keep(&t, j.m * MOST_STEP * sizeof *j.y);
-            j.tmp = keep(&t, cols * sizeof *j.tmp);
+            j.tmp = keep(&t, fast ? FAST_TMP : cols * sizeof *j.tmp);
             if (fast)
                 j.q = random_qrows(&t, q, j.m, cols, K_RANDOM);
             measure(l, name,

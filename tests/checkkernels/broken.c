@@ -17,7 +17,7 @@ static struct kernels good; /* scalar */
         const struct wmat *w, size_t r0, size_t r1, float *tmp
 #define FAST                                                                     \
     float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m, \
-        const struct wmat *w, size_t r0, size_t r1
+        const struct wmat *w, size_t r0, size_t r1, void *tmp
 
 static void touch(const void *p)
 {
@@ -50,7 +50,7 @@ static void reads_before_codes(MATMUL)
 /* As a last vector of 8 scales of which 4 exist. */
 static void reads_behind_scales(FAST)
 {
-    good.matmul_fast(y, ldy, x, pick, m, w, r0, r1);
+    good.matmul_fast(y, ldy, x, pick, m, w, r0, r1, tmp);
     touch(w->scales + (w->rows - 1) / PANEL * w->scale_ld + w->cols / GROUP * PANEL);
 }
 
@@ -99,7 +99,7 @@ static void ignores_pick(MATMUL)
 static void fast_ignores_pick(FAST)
 {
     (void)pick;
-    good.matmul_fast(y, ldy, x, NULL, m, w, r0, r1);
+    good.matmul_fast(y, ldy, x, NULL, m, w, r0, r1, tmp);
 }
 
 static void drops_last_group(MATMUL)
@@ -170,6 +170,7 @@ static int clamp16(int v)
 
 static void q8_with(enum flaw flaw, FAST)
 {
+    (void)tmp;
     for (size_t i = 0; i < m; i++)
         for (size_t r = r0; r < r1; r++) {
             size_t row = pick ? pick[i] : i, groups = w->cols / GROUP;
@@ -202,17 +203,17 @@ static void q8_with(enum flaw flaw, FAST)
 
 static void saturates(FAST)
 {
-    q8_with(SATURATES, y, ldy, x, pick, m, w, r0, r1);
+    q8_with(SATURATES, y, ldy, x, pick, m, w, r0, r1, tmp);
 }
 
 static void loses_minus_128(FAST)
 {
-    q8_with(MINUS_128, y, ldy, x, pick, m, w, r0, r1);
+    q8_with(MINUS_128, y, ldy, x, pick, m, w, r0, r1, tmp);
 }
 
 static void multiplies_then_adds(FAST)
 {
-    q8_with(TWO_ROUNDINGS, y, ldy, x, pick, m, w, r0, r1);
+    q8_with(TWO_ROUNDINGS, y, ldy, x, pick, m, w, r0, r1, tmp);
 }
 
 /* ------------------------------------------------------------------ tables */
@@ -231,6 +232,7 @@ static void drops_third_bits(MATMUL)
 /* Weights less the lowest value of the table, eight products in 16 bits: too many for wide tables. */
 static void sums_eight(FAST)
 {
+    (void)tmp;
     size_t groups = w->cols / GROUP;
     int low = 127;
     for (size_t i = 0; i < wformat_table(w->format); i++)

@@ -149,13 +149,13 @@ static void random_codes(struct check *t, uint8_t *code, enum wformat f, size_t 
 }
 
 /* Values between a lowest and a highest that both occur: kernels may have a way of their own for tables
- * whose values lie close together. K_MAX: nearly all are the same end, where sums are largest. */
+ * whose values lie close together, or near to 0. K_MAX: nearly all are the same end, where sums are largest. */
 static const int8_t *random_table(struct check *t, size_t n, enum kind kind)
 {
     static const uint8_t spans[] = {0, 3, 15, 16, 17, 32, 33, 64, 65, 129, 255};
     int8_t *table = keep(t, n);
     int span = spans[random_below(t, sizeof spans)];
-    int low = -128 + (int)random_below(t, (size_t)(256 - span));
+    int low = random_bits(t) & 1 ? -(span / 2) : -128 + (int)random_below(t, (size_t)(256 - span));
     size_t first = random_below(t, n), last = (first + 1 + random_below(t, n - 1)) % n;
     bool top = random_bits(t) & 1;
     for (size_t i = 0; i < n; i++)

@@ -20,14 +20,14 @@ struct job {
     size_t m;
     struct wmat w;
     size_t r0, r1;
-    float *tmp;
+    void *tmp;
 };
 
 static void call(void *arg)
 {
     struct job *j = arg;
     if (j->fast)
-        j->k->matmul_fast(j->y, j->ldy, &j->q, j->pick, j->m, &j->w, j->r0, j->r1);
+        j->k->matmul_fast(j->y, j->ldy, &j->q, j->pick, j->m, &j->w, j->r0, j->r1, j->tmp);
     else
         j->k->matmul(j->y, j->ldy, j->x, j->ldx, j->pick, j->m, &j->w, j->r0, j->r1, j->tmp);
 }
@@ -139,9 +139,10 @@ static struct job place(struct check *t, const struct sample *s, size_t m, size_
     j.w = guard_weights(t, &s->w, e);
     if (j.fast) {
         j.q = guard_qrows(t, &s->q, s->n_x, e);
+        j.tmp = guard_out(t, "tmp", NULL, FAST_TMP, 64, e);
     } else {
         j.x = guard_in(t, "x", s->x, ((s->n_x - 1) * s->ldx + s->cols) * sizeof *s->x, 4, e);
-        j.tmp = guard_out(t, "tmp", NULL, s->cols * sizeof *j.tmp, 4, e);
+        j.tmp = guard_out(t, "tmp", NULL, s->cols * sizeof(float), 4, e);
     }
     if (s->pick)
         j.pick = guard_in(t, "pick", s->pick, m * sizeof *s->pick, 4, e);

@@ -156,8 +156,9 @@ static int activation(const struct qrows *x, size_t row, size_t c)
 }
 
 static void matmul_fast(float *y, size_t ldy, const struct qrows *x, const uint32_t *pick, size_t m,
-                        const struct wmat *w, size_t r0, size_t r1)
+                        const struct wmat *w, size_t r0, size_t r1, void *tmp)
 {
+    (void)tmp;
     /* of the weight's code in v, and its inverse in u */
     double factor = w->format == W_E2M1 ? 2 : w->format == W_E4M3 ? 64 : 1;
     int64_t v[GROUP];
