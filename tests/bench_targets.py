@@ -1,23 +1,29 @@
 #!/usr/bin/env python3
 """What the kernels reach of what they are meant to, as shares measured in one run: a slice of V4-Flash on made-up
 weights, by dsv4-bench. Repetitions are interleaved; each figure is the median, its range behind it. Six minutes
-on two cores. usage: tests/bench_targets.py [BUILD]"""
+on two cores; and what fast activations cost the embedded model. usage: tests/bench_targets.py [BUILD]"""
 import json
 import subprocess
 import sys
 
-BENCH = (sys.argv[1] if len(sys.argv) > 1 else "build/release") + "/dsv4-bench"
+BUILD = sys.argv[1] if len(sys.argv) > 1 else "build/release"
+BENCH = [BUILD + "/dsv4-bench"]
+EVAL = [BUILD + "/dsv4-eval", "--against-exact", "-m", "models/nano", "--json", "--quiet", "models/nano/eval/text.txt"]
 SLICE = ["--as", "v4-flash", "--layers", "0-3", "--vocab", "16384", "--reps", "3", "--quiet", "--json"]
 DECODE = SLICE + ["--held", "32", "--decode", "16", "--prefill", ""]
 # What is neither a large matrix nor attention.
 SMALL = ["embedding", "mHC attention", "mHC experts", "router"]
 
 
-def bench(*args):
-    done = subprocess.run([BENCH, *args], stdout=subprocess.PIPE, check=False)
+def result(command):
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
         sys.exit(done.returncode)
     return json.loads(done.stdout)
+
+
+def bench(*args):
+    return result([*BENCH, *args])
 
 
 def line(what, got, target, unit="%", scale=100, most=False):
@@ -87,7 +93,14 @@ def depth():
         line("  indexer and its top-k: of int8 peak", one(adds / far["operators"]["index"] / peak["median"]), 70)
 
 
+def divergence():
+    run = result(EVAL)
+    line("fast against exact: the same most likely token", one(run["same_top"]), 99.5)
+    line("  mean divergence", one(run["kl"]["mean"]), 100, unit="e-6", scale=1e6, most=True)
+
+
 decoding()
 crowded()
 prompts()
 depth()
+divergence()

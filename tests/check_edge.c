@@ -85,12 +85,15 @@ START_TEST(logits_from_plain_rows)
 }
 END_TEST
 
+/* One thread; an odd number, more than most machines that test this have cores; more than matrices have rows. */
 START_TEST(same_bits_in_any_chunks_and_threads)
 {
-    struct golden g[2];
-    open_case(&g[0], _i, 1);
-    open_case(&g[1], _i, 5);
-    size_t n, sizes[3][256] = {{0}};
+    enum { N_THREADS = 3 };
+    static const int threads[N_THREADS] = {1, 7, 12};
+    struct golden g[N_THREADS];
+    for (int i = 0; i < N_THREADS; i++)
+        open_case(&g[i], _i, threads[i]);
+    size_t n, sizes[2][256] = {{0}};
     int32_t *ids = golden_prompt(&g[0], &n);
     ck_assert_uint_lt(n, 256);
     for (size_t i = 0; i < n; i++)
@@ -98,10 +101,11 @@ START_TEST(same_bits_in_any_chunks_and_threads)
     for (size_t i = 0, left = n; left > 0; left -= sizes[1][i++])
         sizes[1][i] = i % 5 + 1 < left ? i % 5 + 1 : left;
     float *first = NULL;
-    for (int run = 0; run < 6; run++) {
-        struct golden *w = &g[run % 2];
+    for (int run = 0; run < 3 * N_THREADS; run++) {
+        struct golden *w = &g[run % N_THREADS];
         struct cache *c = golden_cache(w, n);
-        float *logits = golden_run(w, c, ids, n, run < 2 ? NULL : sizes[run / 2 - 1], NULL);
+        float *logits =
+            golden_run(w, c, ids, n, run < N_THREADS ? NULL : sizes[run / N_THREADS - 1], NULL);
         if (first) {
             ck_assert_msg(memcmp(first, logits, n * w->cfg->vocab * sizeof *logits) == 0,
                           "%s: run %d differs", cases[_i], run);
@@ -113,8 +117,8 @@ START_TEST(same_bits_in_any_chunks_and_threads)
     }
     free(first);
     free(ids);
-    golden_close(&g[0]);
-    golden_close(&g[1]);
+    for (int i = 0; i < N_THREADS; i++)
+        golden_close(&g[i]);
 }
 END_TEST
 
