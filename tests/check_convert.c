@@ -206,6 +206,30 @@ START_TEST(a_source_that_shrinks)
 }
 END_TEST
 
+/* One of the two is cut while they are compared: an error that names the file, whichever it is and whatever it holds. */
+START_TEST(verifying_what_shrinks)
+{
+    static const char *const what[] = {"source/model.safetensors",
+                                       "made/model-00001-of-00001.safetensors", "made.gguf"};
+    dsv4_err err;
+    char from[256], to[256], file[256], *json;
+    struct cut cut = {.path = file, .reports = 3};
+    bool gguf = _i == 2;
+    snprintf(from, sizeof from, "%s", in_tmp("source"));
+    snprintf(to, sizeof to, "%s", in_tmp(gguf ? "made.gguf" : "made"));
+    snprintf(file, sizeof file, "%s", in_tmp(what[_i]));
+    copy_dir(gguf ? GOLDEN "v4-tiny" : NANO, from);
+    dsv4_convert_options o = {.gguf = gguf, .threads = 1};
+    OK(dsv4_convert(from, to, &o, &err));
+    OK(dsv4_convert_verify(from, to, &o, &json, &err));
+    dsv4_free(json);
+    o.progress = cut_after;
+    o.progress_arg = &cut;
+    ck_assert_int_eq(dsv4_convert_verify(from, to, &o, &json, &err), DSV4_FAILED);
+    ck_assert_msg(strstr(err.text, file) && strstr(err.text, "shrank"), "%s", err.text);
+}
+END_TEST
+
 /* Rows read into memory are the rows in place, whatever blocks their scales are for. */
 START_TEST(windows_show_the_rows)
 {
@@ -231,16 +255,18 @@ START_TEST(windows_show_the_rows)
                            .scales = scales,
                            .scale_ld = COLS / 32};
     struct window w;
-    size_t bytes[2] = {0}, at;
+    size_t bytes[2] = {0};
     window_needs(bytes, &m);
     OK(window_open(&w, bytes, &err));
     for (size_t i = 0; i < 3 * ROWS; i++) {
         float want[COLS], got[COLS];
         size_t row = i < ROWS ? i : i * 31 % ROWS;
         source_row(&s, &m, row, want);
-        OK(window_row(&w, &s, &m, row, &at, &err));
-        source_row(&s, &w.m, at, got);
+        OK(window_floats(&w, &s, &m, row, got, &err));
         ck_assert_msg(memcmp(got, want, sizeof got) == 0, "row %zu of blocks of %u", row, block);
+        if (i % 3 == 0)
+            OK(window_sample(&w, &s, &m, row, got, &err));
+        ck_assert_msg(memcmp(got, want, sizeof got) == 0, "row %zu alone, %u", row, block);
     }
     window_close(&w);
     store_close(s.store);
@@ -479,6 +505,7 @@ int main(void)
     tcase_add_test(t, threads_do_not_matter);
     tcase_add_test(t, goes_on_where_it_stopped);
     tcase_add_loop_test(t, a_source_that_shrinks, 0, sizeof shrinking / sizeof *shrinking);
+    tcase_add_loop_test(t, verifying_what_shrinks, 0, 3);
     tcase_add_loop_test(t, windows_show_the_rows, 0, 6);
     tcase_add_test(t, others_partial_work_is_refused);
     tcase_add_test(t, the_last_step_alone_is_made_up);

@@ -14,8 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DENSE_ROWS = 64, EXPERT_ROWS = 16, MAX_TYPES = 8 };
-
 /* ORDER TYPES: beside native, by size. Errors of normal numbers (docs/quantization.md), for plans without weights. */
 static const struct {
     const char *name;
@@ -58,12 +56,6 @@ struct choosing {
     size_t n_units, cap_units;
     uint64_t weights, budget, least, chosen; /* bytes of these matrices */
     double kl, kl_least;
-    _Atomic size_t next;
-    struct pool *pool;
-    struct desk {
-        float *row, *back;
-        uint8_t *codes, *scales;
-    } * desk; /* [lanes] */
 };
 
 /* ------------------------------------------------------------------ bytes */
@@ -134,57 +126,23 @@ static int find_matrices(struct choosing *c, struct plan *p, dsv4_err *err)
 
 /* ------------------------------------------------------------------ errors */
 
-/* Some rows of a matrix in every type. */
-static void measure(const struct choosing *c, struct free_matrix *m, struct desk *d)
-{
-    const struct job *j = m->job;
-    size_t most = j->class == CLASS_EXPERTS ? EXPERT_ROWS : DENSE_ROWS;
-    size_t n = j->in.rows < most ? j->in.rows : most;
-    for (size_t i = 0; i < n; i++) {
-        source_row(c->source, &j->in, i * j->in.rows / n, d->row);
-        for (int t = 0; t < N_TYPES; t++) {
-            struct encode_error e = {0, 0};
-            encode_error(&e, &c->source->k, wtype_named(types[t].name), d->row, j->in.cols,
-                         j->importance, d->codes, d->scales, d->back);
-            m->error[t] += e.error;
-            m->energy[t] += e.signal;
-        }
-    }
-}
-
-static void measure_some(const struct lane *l, void *arg)
-{
-    struct choosing *c = arg;
-    for (size_t i; (i = atomic_fetch_add(&c->next, 1)) < c->n;)
-        measure(c, &c->m[i], &c->desk[l->id]);
-}
-
-static int open_desks(struct choosing *c, int lanes, dsv4_err *err)
-{
-    static const char what[] = "a row of a matrix";
-    size_t cols = 0;
-    for (size_t i = 0; i < c->n; i++)
-        cols = c->m[i].job->in.cols > cols ? c->m[i].job->in.cols : cols;
-    TRY(mem_alloc(&c->desk, (size_t)lanes, sizeof *c->desk, what, err));
-    for (int i = 0; i < lanes; i++) {
-        TRY(mem_alloc(&c->desk[i].row, cols, sizeof(float), what, err));
-        TRY(mem_alloc(&c->desk[i].back, cols, sizeof(float), what, err));
-        TRY(mem_alloc(&c->desk[i].codes, cols, 1, what, err));
-        TRY(mem_alloc(&c->desk[i].scales, cols / GROUP + 1, 2, what, err));
-    }
-    return 0;
-}
-
+/* Some rows of each matrix in every type. */
 static int measure_all(struct choosing *c, dsv4_err *err)
 {
-    TRY(pool_open_threads(&c->pool, c->o->threads, err));
-    TRY(open_desks(c, pool_threads(c->pool), err));
-    pool_run(c->pool, measure_some, c);
+    const struct wtype *type[N_TYPES];
+    struct sample *sample;
+    for (int t = 0; t < N_TYPES; t++)
+        type[t] = wtype_named(types[t].name);
+    TRY(mem_alloc(&sample, c->n, sizeof *sample, "a choice of types", err));
+    for (size_t i = 0; i < c->n; i++)
+        sample[i] = (struct sample){c->m[i].job, c->m[i].error, c->m[i].energy};
+    int rc = sample_errors(sample, c->n, type, N_TYPES, c->source, c->o->threads, err);
+    free(sample);
     for (size_t i = 0; i < c->n; i++) /* NaN and infinite weights are the conversion's to refuse */
         for (int t = 0; t < N_TYPES; t++)
             if (!(c->m[i].error[t] < 1e30) || !(c->m[i].energy[t] < 1e30))
                 c->m[i].error[t] = c->m[i].energy[t] = 1;
-    return 0;
+    return rc;
 }
 
 /* Errors of normal numbers, for weights that are not here. */
@@ -493,14 +451,6 @@ int choose_types(struct plan *p, const struct source *source, const struct store
     struct sensitivity *s;
     TRY(sensitivity_open(&s, o->sensitivity, source->cfg, err));
     int rc = choose(&c, p, importance, s, told, err);
-    for (int i = 0; c.desk && i < pool_threads(c.pool); i++) {
-        free(c.desk[i].row);
-        free(c.desk[i].back);
-        free(c.desk[i].codes);
-        free(c.desk[i].scales);
-    }
-    free(c.desk);
-    pool_close(c.pool);
     free(c.unit);
     free(c.m);
     sensitivity_close(s);

@@ -5,7 +5,7 @@
  *   prune    which experts stay, where fewer are asked for
  *   plan     which output tensor is made of what, in which type, at which byte of which shard; a list of
  *            jobs that may be changed until plan_layout()
- *   choose   types for what no rule speaks of, by what they are expected to cost (sensitivity)
+ *   choose   types for what no rule speaks of, by what they are expected to cost (sensitivity, sample)
  *   run      lanes take pieces of jobs in order and write them where they belong
  *   output   the directory under way: what is finished, how to go on, its last step
  */
@@ -71,6 +71,12 @@ void window_close(struct window *w); /* after a failure, too */
  * DSV4_FAILED: a file that cannot be read any more. */
 int window_row(struct window *w, const struct source *s, const struct wmat *m, size_t row,
                size_t *at, dsv4_err *err);
+/* Row `row` of m as floats [m->cols], with all of its panel read: for rows that follow each other. */
+int window_floats(struct window *w, const struct source *s, const struct wmat *m, size_t row,
+                  float *out, dsv4_err *err);
+/* The same, but of plain rows only this one is read: for rows here and there. */
+int window_sample(struct window *w, const struct source *s, const struct wmat *m, size_t row,
+                  float *out, dsv4_err *err);
 
 /* ------------------------------------------------------------------ rules.c */
 
@@ -244,6 +250,19 @@ void sensitivity_close(struct sensitivity *s); /* NULL is allowed */
 /* Nats for a relative error of 1 of the products of a matrix; name with "*" for the number of an expert, of all
  * experts of a layer together. */
 int sensitivity_find(const struct sensitivity *s, const char *name, double *out, dsv4_err *err);
+
+/* ------------------------------------------------------------------ sample.c */
+
+/* Sums over some rows of a matrix, for each of several types. */
+struct sample {
+    const struct job *job;
+    double *error,
+        *energy; /* [n_types] squares of errors and of rows, weighted by the importance; added to */
+};
+
+/* The same for any number of threads (0: one for each core). DSV4_FAILED: the source cannot be read any more. */
+int sample_errors(struct sample *sample, size_t n, const struct wtype *const *type, size_t n_types,
+                  const struct source *source, int threads, dsv4_err *err);
 
 /* ------------------------------------------------------------------ choose.c */
 

@@ -52,12 +52,17 @@ static int router_rows(float **out, const struct source *s, uint32_t layer, dsv4
 {
     char name[MATRIX_NAME];
     struct wmat w;
+    struct window window;
+    size_t bytes[2] = {0, 0};
     snprintf(name, sizeof name, "layers.%u.ffn.gate.weight", layer);
     TRY(matrix_find(&w, s->store, s->cfg, name, s->cfg->n_experts, s->cfg->d, err));
     TRY(mem_alloc(out, w.rows, w.cols * sizeof **out, "rows of a router", err));
-    for (size_t r = 0; r < w.rows; r++)
-        source_row(s, &w, r, *out + r * w.cols);
-    return 0;
+    window_needs(bytes, &w);
+    int rc = window_open(&window, bytes, err);
+    for (size_t r = 0; rc == 0 && r < w.rows; r++)
+        rc = window_floats(&window, s, &w, r, *out + r * w.cols, err);
+    window_close(&window);
+    return rc;
 }
 
 static double dot(const float *a, const float *b, size_t n)
@@ -387,16 +392,15 @@ int pruning_fill(uint8_t *out, const struct pruning *p, const struct source *s,
     }
     TRY(matrix_find(&w, s->store, s->cfg, t->name, p->before, s->cfg->d, err));
     float *x;
-    size_t bytes[2] = {0}, at;
+    size_t bytes[2] = {0};
     struct window window = {0};
     window_needs(bytes, &w);
     TRY(mem_alloc(&x, w.cols, sizeof *x, "a row of a router", err));
     int rc = window_open(&window, bytes, err);
     for (uint32_t i = 0; i < p->kept && rc == 0; i++) {
-        if ((rc = window_row(&window, s, &w, kept[i], &at, err)) != 0)
-            break;
-        source_row(s, &window.m, at, x);
-        memcpy(out + i * row, x, row);
+        rc = window_floats(&window, s, &w, kept[i], x, err);
+        if (rc == 0)
+            memcpy(out + i * row, x, row);
     }
     window_close(&window);
     free(x);

@@ -191,16 +191,6 @@ static int router_piece(struct run *r, struct desk *d, const struct job *j, dsv4
     return 0;
 }
 
-/* Row `row` of a matrix of the source as floats. */
-static int read_floats(struct run *r, struct desk *d, const struct wmat *m, size_t row, float *x,
-                       dsv4_err *err)
-{
-    size_t at;
-    TRY(window_row(&d->window, r->plan->source, m, row, &at, err));
-    source_row(r->plan->source, &d->window.m, at, x);
-    return 0;
-}
-
 /* Row `row` of the matrix becomes row i of what is to be encoded. */
 static int read_row(struct run *r, struct desk *d, const struct job *j, size_t row, size_t i,
                     dsv4_err *err)
@@ -209,7 +199,7 @@ static int read_row(struct run *r, struct desk *d, const struct job *j, size_t r
     float *x = d->encoder.rows + i * cols;
     struct wmat m = j->in;
     m.rows = j->pick ? r->plan->pruning->before : m.rows;
-    TRY(read_floats(r, d, &m, j->pick ? j->pick[row] : row, x, err));
+    TRY(window_floats(&d->window, r->plan->source, &m, j->pick ? j->pick[row] : row, x, err));
     for (size_t c = 0; c < cols; c++)
         bad += isfinite(x[c]) ? 0 : 1;
     if (bad > 0 && !r->opt->allow_nan)
@@ -353,7 +343,8 @@ static int floats_piece(struct run *r, struct desk *d, const struct job *j, uint
     size_t each = rows_a_piece(j), first = (size_t)piece * each, row = row_of(j);
     size_t n = j->in.rows - first < each ? j->in.rows - first : each;
     for (size_t i = 0; i < n; i++)
-        TRY(read_floats(r, d, &j->in, first + i, (float *)(void *)(d->codes + i * row), err));
+        TRY(window_floats(&d->window, r->plan->source, &j->in, first + i,
+                          (float *)(void *)(d->codes + i * row), err));
     TRY(settle(r, j, DTYPE_F32, d->codes, n * row, d->codes, err));
     TRY(output_write(r->out, file_at(r, j->at[0] + first * row), d->codes, n * row, err));
     atomic_fetch_add(&r->done, n * row);

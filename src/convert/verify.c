@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { INDEX_LIMIT = 256 << 20 };
+enum { INDEX_LIMIT = 256 << 20, PIECE = 1 << 20 };
 
 /* Tensors with the same name but for the number of an expert, taken together. */
 struct line {
@@ -53,6 +53,9 @@ static int step(struct verify *v, uint64_t bytes, dsv4_err *err)
 struct found {
     double error, signal, largest;
     float *row[2];
+    struct window window[2];
+    int rc;
+    dsv4_err err;
 };
 
 struct rows {
@@ -62,42 +65,63 @@ struct rows {
     struct found *lane;
 };
 
+static int compare_row(const struct rows *r, struct found *f, size_t i)
+{
+    TRY(window_floats(&f->window[0], r->v->src, &r->w[0], r->pick ? r->pick[i] : i, f->row[0],
+                      &f->err));
+    TRY(window_floats(&f->window[1], r->v->dst, &r->w[1], i, f->row[1], &f->err));
+    for (size_t c = 0; c < r->w[0].cols; c++) {
+        double d = fabs((double)f->row[1][c] - (double)f->row[0][c]);
+        f->error += d * d;
+        f->signal += (double)f->row[0][c] * (double)f->row[0][c];
+        f->largest = d > f->largest || isnan(d) ? d : f->largest;
+    }
+    return 0;
+}
+
 static void compare_rows(const struct lane *l, void *arg)
 {
     struct rows *r = arg;
     struct found *f = &r->lane[l->id];
     size_t r0, r1;
     lane_split(l, r->w[1].rows, PANEL, &r0, &r1);
-    f->error = f->signal = f->largest = 0;
-    for (size_t i = r0; i < r1; i++) {
-        source_row(r->v->src, &r->w[0], r->pick ? r->pick[i] : i, f->row[0]);
-        source_row(r->v->dst, &r->w[1], i, f->row[1]);
-        for (size_t c = 0; c < r->w[0].cols; c++) {
-            double d = fabs((double)f->row[1][c] - (double)f->row[0][c]);
-            f->error += d * d;
-            f->signal += (double)f->row[0][c] * (double)f->row[0][c];
-            f->largest = d > f->largest || isnan(d) ? d : f->largest;
-        }
+    for (size_t i = r0; i < r1 && f->rc == 0; i++)
+        f->rc = compare_row(r, f, i);
+}
+
+static int open_lane(const struct rows *r, struct found *f, dsv4_err *err)
+{
+    for (int i = 0; i < 2; i++) {
+        size_t bytes[2] = {0, 0};
+        window_needs(bytes, &r->w[i]);
+        TRY(mem_alloc(&f->row[i], r->w[i].cols, sizeof(float), "rows to compare", err));
+        TRY(window_open(&f->window[i], bytes, err));
     }
+    return 0;
 }
 
 static int compare_on_lanes(struct rows *r, struct found *sum, dsv4_err *err)
 {
     int lanes = pool_threads(r->v->pool), rc = 0;
     TRY(mem_alloc(&r->lane, (size_t)lanes, sizeof *r->lane, "rows to compare", err));
-    for (int i = 0; i < 2 * lanes && rc == 0; i++)
-        rc = mem_alloc(&r->lane[i / 2].row[i % 2], r->w[0].cols, sizeof(float), "rows to compare",
-                       err);
+    for (int i = 0; i < lanes && rc == 0; i++)
+        rc = open_lane(r, &r->lane[i], err);
     if (rc == 0)
         pool_run(r->v->pool, compare_rows, r);
     *sum = (struct found){0};
     for (int i = 0; i < lanes; i++) { /* always in this order */
-        const struct found *f = &r->lane[i];
+        struct found *f = &r->lane[i];
         sum->error += f->error;
         sum->signal += f->signal;
         sum->largest = f->largest > sum->largest || isnan(f->largest) ? f->largest : sum->largest;
-        free(f->row[0]);
-        free(f->row[1]);
+        if (rc == 0 && f->rc != 0) {
+            rc = f->rc;
+            *err = f->err;
+        }
+        for (int j = 0; j < 2; j++) {
+            free(f->row[j]);
+            window_close(&f->window[j]);
+        }
     }
     free(r->lane);
     return rc;
@@ -135,17 +159,6 @@ static int add(struct verify *v, const char *name, const char *type, uint64_t we
     return 0;
 }
 
-/* The pages of a tensor, and of its scales. */
-static void release(const struct source *s, const char *name)
-{
-    char scale[MATRIX_NAME];
-    const struct tensor *t = store_find(s->store, name);
-    if (t)
-        store_release(s->store, t->data, (size_t)t->bytes);
-    if (scale_name(name, scale, sizeof scale) && (t = store_find(s->store, scale)))
-        store_release(s->store, t->data, (size_t)t->bytes);
-}
-
 /* A tensor of the source and what the destination made of it. */
 struct pair {
     const struct tensor *t;
@@ -180,41 +193,72 @@ static int compare_matrix(struct verify *v, const struct pair *x, dsv4_err *err)
     return add(v, name, x->type->name, (uint64_t)rows * r.w[0].cols, &sum, err);
 }
 
-/* What was copied has to be the same, but for values that were made zero. */
-static void compare_bytes(struct verify *v, const struct pair *x, enum dtype dtype,
-                          const uint8_t *data, uint64_t n)
+/* What was copied has to be the same, but for values that were made zero: n bytes from `at` on. */
+static int compare_piece(struct verify *v, const struct pair *x, const struct tensor *d,
+                         enum dtype dtype, const uint8_t *want, uint64_t at, size_t n, uint8_t *buf,
+                         dsv4_err *err)
+{
+    TRY(store_read(v->dst->store, d->data + at, n, buf, err));
+    if (memcmp(buf, want, n) != 0 && bad_values(dtype, want, n, NULL) == 0)
+        damaged(v, x->as, "is not what the source has");
+    return 0;
+}
+
+/* `made`: what the destination should have; NULL: the source's bytes. */
+static int compare_bytes(struct verify *v, const struct pair *x, enum dtype dtype,
+                         const uint8_t *made, uint64_t n, dsv4_err *err)
 {
     const struct tensor *d = store_find(v->dst->store, x->as);
+    uint8_t *buf;
+    int rc = 0;
     if (!d) {
         damaged(v, x->as, "is missing");
-        return;
+        return 0;
     }
-    bool same = d->dtype == dtype && d->bytes == n && memcmp(d->data, data, (size_t)n) == 0;
-    if (!same && (d->bytes != n || bad_values(dtype, data, (size_t)n, NULL) == 0))
+    if (d->dtype != dtype || d->bytes != n) {
         damaged(v, x->as, "is not what the source has");
+        return 0;
+    }
+    TRY(mem_alloc(&buf, 2, PIECE, "bytes to compare", err));
+    for (uint64_t at = 0; at < n && rc == 0; at += PIECE) {
+        size_t part = n - at < PIECE ? (size_t)(n - at) : PIECE;
+        if (!made)
+            rc = store_read(v->src->store, x->t->data + at, part, buf, err);
+        if (rc == 0)
+            rc = compare_piece(v, x, d, dtype, made ? made + at : buf, at, part, buf + PIECE, err);
+    }
+    free(buf);
+    return rc;
 }
 
 /* Rows of blocks that became floats. */
 static int compare_floats(struct verify *v, const struct pair *x, dsv4_err *err)
 {
-    struct wmat w;
-    float *row;
+    struct rows r = {.v = v};
+    struct found f = {0};
+    uint8_t *buf = NULL;
     const struct tensor *d = store_find(v->dst->store, x->as);
-    TRY(matrix_find(&w, v->src->store, v->src->cfg, x->t->name, 0, 0, err));
-    size_t n = (size_t)w.cols * sizeof *row;
-    if (!d || d->dtype != DTYPE_F32 || d->bytes != (uint64_t)w.rows * n) {
+    TRY(matrix_find(&r.w[0], v->src->store, v->src->cfg, x->t->name, 0, 0, err));
+    size_t n = (size_t)r.w[0].cols * sizeof(float);
+    if (!d || d->dtype != DTYPE_F32 || d->bytes != (uint64_t)r.w[0].rows * n) {
         damaged(v, x->as, "is missing or has another shape than in the source");
         return 0;
     }
-    TRY(mem_alloc(&row, w.cols, sizeof *row, "a row to compare", err));
-    for (size_t r = 0; r < w.rows; r++) {
-        source_row(v->src, &w, r, row);
-        if (memcmp(d->data + r * n, row, n) != 0 &&
-            bad_values(DTYPE_F32, (const uint8_t *)row, n, NULL) == 0)
-            damaged(v, x->as, "is not what the source has");
+    r.w[1] = r.w[0];
+    int rc = open_lane(&r, &f, err);
+    if (rc == 0)
+        rc = mem_alloc(&buf, n, 1, "a row to compare", err);
+    for (size_t i = 0; i < r.w[0].rows && rc == 0; i++) {
+        rc = window_floats(&f.window[0], v->src, &r.w[0], i, f.row[0], err);
+        if (rc == 0)
+            rc = compare_piece(v, x, d, DTYPE_F32, (const uint8_t *)f.row[0], i * n, n, buf, err);
     }
-    free(row);
-    return 0;
+    free(buf);
+    for (int j = 0; j < 2; j++) {
+        free(f.row[j]);
+        window_close(&f.window[j]);
+    }
+    return rc;
 }
 
 static int compare_router(struct verify *v, const struct pair *x, dsv4_err *err)
@@ -225,7 +269,7 @@ static int compare_router(struct verify *v, const struct pair *x, dsv4_err *err)
     TRY(mem_alloc(&data, 1, made->bytes, "a router", err));
     int rc = pruning_fill(data, v->pruning, v->src, x->t, made, err);
     if (rc == 0)
-        compare_bytes(v, x, made->dtype, data, made->bytes);
+        rc = compare_bytes(v, x, made->dtype, data, made->bytes, err);
     free(data);
     return rc;
 }
@@ -242,19 +286,45 @@ static int any_rows(bool *found, struct wmat *w, const struct source *s, const s
                      : t->dtype == DTYPE_BF16 ? W_BF16
                                               : N_WFORMATS;
     *found = t->rank == 1 && f != N_WFORMATS;
-    *w = (struct wmat){.format = f, .rows = 1, .cols = (uint32_t)t->dim[0], .codes = t->data};
+    *w = (struct wmat){.format = f,
+                       .rows = 1,
+                       .cols = (uint32_t)t->dim[0],
+                       .codes = t->data,
+                       .code_ld = (size_t)t->bytes};
     return 0;
 }
 
-static bool same_integers(const struct tensor *t, const struct tensor *d)
+/* A tensor whose data is in memory of ours: to be freed. */
+static int read_tensor(struct tensor *out, const struct source *s, const struct tensor *t,
+                       dsv4_err *err)
 {
-    if (d->dtype != DTYPE_I32 || (t->dtype != DTYPE_I64 && t->dtype != DTYPE_I32) ||
-        t->bytes / dtype_size(t->dtype) != d->bytes / sizeof(int32_t))
-        return false;
-    for (size_t i = 0; i < d->bytes / sizeof(int32_t); i++)
-        if (integer_at(t, i) != integer_at(d, i))
-            return false;
-    return true;
+    uint8_t *data;
+    TRY(mem_alloc(&data, 1, t->bytes, "integers to compare", err));
+    *out = *t;
+    out->data = data;
+    int rc = store_read(s->store, t->data, (size_t)t->bytes, data, err);
+    if (rc != 0)
+        free(data);
+    return rc;
+}
+
+/* *same: a tensor of integers, and the same numbers as I32. */
+static int compare_integers(bool *same, struct verify *v, const struct tensor *t,
+                            const struct tensor *d, dsv4_err *err)
+{
+    struct tensor a, b;
+    *same = d->dtype == DTYPE_I32 && (t->dtype == DTYPE_I64 || t->dtype == DTYPE_I32) &&
+            t->bytes / dtype_size(t->dtype) == d->bytes / sizeof(int32_t);
+    if (!*same)
+        return 0;
+    TRY(read_tensor(&a, v->src, t, err));
+    int rc = read_tensor(&b, v->dst, d, err);
+    for (size_t i = 0; rc == 0 && *same && i < d->bytes / sizeof(int32_t); i++)
+        *same = integer_at(&a, i) == integer_at(&b, i);
+    free((void *)(uintptr_t)a.data);
+    if (rc == 0)
+        free((void *)(uintptr_t)b.data);
+    return rc;
 }
 
 /* Whether a GGUF file has to have the very numbers of the source. */
@@ -271,7 +341,7 @@ static int compare_in_file(struct verify *v, const struct tensor *t, dsv4_err *e
 {
     struct rows r = {.v = v};
     struct found sum;
-    bool floats[2];
+    bool floats[2], same = false;
     char name[MATRIX_NAME];
     const struct tensor *d = store_find(v->dst->store, t->name);
     if (!d) {
@@ -281,7 +351,9 @@ static int compare_in_file(struct verify *v, const struct tensor *t, dsv4_err *e
     }
     TRY(any_rows(&floats[0], &r.w[0], v->src, t, err));
     TRY(any_rows(&floats[1], &r.w[1], v->dst, d, err));
-    if (!floats[0] && same_integers(t, d))
+    if (!floats[0])
+        TRY(compare_integers(&same, v, t, d, err));
+    if (same)
         return 0;
     if (!floats[0] || !floats[1] || r.w[0].rows != r.w[1].rows || r.w[0].cols != r.w[1].cols) {
         damaged(v, t->name, "is not what the source has");
@@ -320,8 +392,6 @@ static int compare(struct verify *v, const struct tensor *t, dsv4_err *err)
     struct pair x = {.t = t, .as = t->name};
     if (v->file) {
         TRY(compare_in_file(v, t, err));
-        release(v->src, t->name);
-        release(v->dst, t->name);
         return step(v, t->bytes, err);
     }
     if (v->pruning)
@@ -341,9 +411,7 @@ static int compare(struct verify *v, const struct tensor *t, dsv4_err *err)
     else if (t->blocks)
         TRY(compare_floats(v, &x, err));
     else
-        compare_bytes(v, &x, t->dtype, t->data, t->bytes);
-    release(v->src, t->name);
-    release(v->dst, x.as);
+        TRY(compare_bytes(v, &x, t->dtype, NULL, t->bytes, err));
     return step(v, t->bytes, err);
 }
 

@@ -56,10 +56,22 @@ void window_close(struct window *w)
     *w = (struct window){0};
 }
 
+/* Codes of rows from .. to, behind those of `lead` rows, and their scales. */
+static int read_rows(struct window *w, const struct source *s, const struct wmat *m, size_t from,
+                     size_t to, size_t lead, dsv4_err *err)
+{
+    size_t at[2], bytes[2];
+    span_of(m, from, to, at, bytes);
+    TRY(store_read(s->store, m->codes + at[0], bytes[0], w->data[0] + lead * m->code_ld, err));
+    if (m->scales)
+        TRY(store_read(s->store, m->scales + at[1], bytes[1], w->data[1], err));
+    return 0;
+}
+
 int window_row(struct window *w, const struct source *s, const struct wmat *m, size_t row,
                size_t *at, dsv4_err *err)
 {
-    size_t from = row / PANEL * PANEL, lead = lead_of(m, from), span[2], bytes[2];
+    size_t from = row / PANEL * PANEL, lead = lead_of(m, from);
     *at = lead + row - from;
     if (w->of == m->codes && w->from == from)
         return 0;
@@ -68,11 +80,32 @@ int window_row(struct window *w, const struct source *s, const struct wmat *m, s
     w->m.rows = (uint32_t)(lead + end_of_panel(m, from) - from);
     w->m.codes = w->data[0];
     w->m.scales = m->scales ? w->data[1] : NULL;
-    span_of(m, from, end_of_panel(m, from), span, bytes);
-    TRY(store_read(s->store, m->codes + span[0], bytes[0], w->data[0] + lead * m->code_ld, err));
-    if (m->scales)
-        TRY(store_read(s->store, m->scales + span[1], bytes[1], w->data[1], err));
+    TRY(read_rows(w, s, m, from, end_of_panel(m, from), lead, err));
     w->of = m->codes;
     w->from = from;
+    return 0;
+}
+
+int window_floats(struct window *w, const struct source *s, const struct wmat *m, size_t row,
+                  float *out, dsv4_err *err)
+{
+    size_t at;
+    TRY(window_row(w, s, m, row, &at, err));
+    source_row(s, &w->m, at, out);
+    return 0;
+}
+
+int window_sample(struct window *w, const struct source *s, const struct wmat *m, size_t row,
+                  float *out, dsv4_err *err)
+{
+    if (m->panels)
+        return window_floats(w, s, m, row, out, err);
+    w->of = NULL;
+    w->m = *m;
+    w->m.rows = 1;
+    w->m.codes = w->data[0];
+    w->m.scales = m->scales ? w->data[1] : NULL;
+    TRY(read_rows(w, s, m, row, row + 1, 0, err));
+    source_row(s, &w->m, 0, out);
     return 0;
 }
