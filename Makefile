@@ -139,7 +139,7 @@ INNER := $(if $(TOOL_OBJ),$(B)/libtools.a) $(B)/libinner.a
 .SECONDARY:
 .PHONY: FORCE all lib programs tests replays fuzzers help info clean format format-check layers hdr-check \
         deps deps-test deps-dev demo check check-only check-long clang asan ubsan tsan valgrind \
-        check-arm check-v1 emulated fuzz bench bench-kernels bench-targets install uninstall
+        check-arm check-v1 emulated fuzz bench bench-kernels bench-targets nano-tables install uninstall
 
 all: programs lib ; @:
 
@@ -397,6 +397,9 @@ bench-kernels: $(KERNEL_TEST)
 bench-targets: programs
 	@python3 tests/bench_targets.py $(B)
 
+nano-tables: programs $(B)/tests/check_quality
+	@python3 tests/nano_tables.py $(B) $(TABLES)
+
 # ---------------------------------------------------------------- install
 BIN   = $(DESTDIR)$(PREFIX)/bin
 LIB   = $(DESTDIR)$(PREFIX)/lib
@@ -474,6 +477,7 @@ help:
 	@echo "make emulated       the kernels of AVX-VNNI, AVX-512 and AMX with their instructions as functions"
 	@echo "make bench          speed of the embedded model and of the tokenizer; bench-kernels: of every kernel;"
 	@echo "                    bench-targets: slices of V4-Flash, as shares of what the machine can do"
+	@echo "make nano-tables    the tables that were measured on models/nano, for other weights (TABLES='prune bits')"
 	@echo "make layers         includes point down only; hdr-check: headers compile alone"
 	@echo "make format         clang-format; format-check only looks"
 	@echo "make info           compiler, libraries found, flags"

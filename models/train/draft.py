@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+from data import MICRO, Data
 from fused import Collapse, CrossEntropy, Expand
 from model import FlashSink, Layer, Lin, Mod, Nano, Vec, build, fq8, inv_freq, rms, rope, ste_fn
-from train import MICRO, Data, newton_schulz
+from train import newton_schulz
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SPARK = dict(num_nextn_predict_layers=2, dspark_block_size=4, dspark_noise_token_id=None, dspark_target_layer_ids=[5, 6, 7], dspark_markov_rank=32,
@@ -110,7 +111,7 @@ class Draft(Nano):
 
 def batch(m, hs, data, L, r):
     """a row batch, its trunk features, and anchors with the ids that follow them"""
-    ids, pos, seg, want, _ = data.batch(L)
+    ids, pos, seg, want = data.batch(L)[:4]
     x, p, s, wt = (torch.from_numpy(v) for v in (ids, pos, seg, want))
     with torch.no_grad():
         m(x, p, s, hs(ids, pos), features=SPARK["dspark_target_layer_ids"])

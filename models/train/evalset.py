@@ -138,7 +138,7 @@ def instances(split, tok):
     for k, think in (("arithmetic_thinking", True), ("arithmetic_chat", False)):
         xs = [gen.arith(r, split) for _ in range(200)]
         S[k] = [qa(k, r, x[:4], think, kind=x[4]) for x in xs]
-    S.update(tools(r, 150, 80, 30))
+    S.update(tools(r, 150, 80, 60))
     for L, n in NEEDLES:
         S[f"needle_{L}"] = []
         for _ in range(n):
@@ -153,7 +153,8 @@ def instances(split, tok):
     S["story_cloze"] = [raw("story_cloze", *cloze(r)) for _ in range(100)]
     S["memory"] = [memory(r) for _ in range(80)]
     S["repeat"] = [qa("repeat", r, gen.repeat(r)) for _ in range(60)]
-    S["listing"] = [qa("listing", r, gen.listing(r)) for _ in range(60)]
+    lists = {t[0]: t for t in (gen.listing(r, split) for _ in range(400))}  # few there are: each once
+    S["listing"] = [qa("listing", r, t) for t in lists.values()]
     return S
 
 

@@ -1,7 +1,8 @@
 """Write a training checkpoint in the official V4.1 layout: fp8 e4m3 for dense weights (32 x 32 tiles) and engram rows, fp4 for routed
 experts (32 columns a scale), bf16 and float32 for the rest; and read such a directory back into the training model.
 
-usage: export.py CKPT.pt OUT_DIR [DRAFT.pt]     (OUT_DIR already holds tokenizer.json and tokenizer_config.json)"""
+usage: export.py CKPT.pt OUT_DIR [DRAFT.pt]     (OUT_DIR already holds tokenizer.json and tokenizer_config.json)
+       export.py --back MODEL_DIR CKPT.pt       (to train on from shipped weights; what the optimizer knew is lost)"""
 import json
 import os
 import sys
@@ -123,6 +124,9 @@ def load_dir(path, ck=None, bf16=False):
 
 
 def main():
+    if sys.argv[1] == "--back":
+        m, _, _, cfg = load_dir(sys.argv[2])
+        return torch.save(dict(model=m.state_dict(), cfg=cfg, tokens=0), sys.argv[3])
     ck, out = sys.argv[1:3]
     c = torch.load(ck)
     t = tensors(c["model"], c["cfg"])

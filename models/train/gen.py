@@ -16,6 +16,7 @@ NAMES = """Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Mia No
 Carl Diana Eric Fiona George Hana Ivan Julia Kevin Lily Max Nina Oscar Peter Quinn Ruth Simon Tom Uma Vera Will Yara Lucas Maria""".split()
 ADJ = """red blue green yellow small big old new shiny broken wooden silver golden tiny heavy soft warm cold bright dusty striped round
 long short smooth quiet strange pretty plain clean""".split()
+COLOR = ADJ[:4] + "black white brown purple".split()
 OBJ = """kite ball book lamp hat coat bag cup key map drum boat bike clock mirror ring box chair table basket bell bottle brush button candle
 cart coin doll flag flute glove jar kettle ladder letter mask nail needle pencil pillow ribbon rope scarf shell shovel spoon stamp sword
 towel toy umbrella violin wagon wheel whistle blanket camera compass crown feather hammer helmet lantern necklace painting""".split()
@@ -146,6 +147,7 @@ ADD_Q = ["What is {a} + {b}?", "What is {a} plus {b}?", "Add {a} and {b}.", "{a}
 SUB_Q = ["What is {a} - {b}?", "What is {a} minus {b}?", "Subtract {b} from {a}.", "{a} - {b} = ?", "Compute {a} - {b}.", "How much is {a} - {b}?", "{a}-{b}"]
 MUL_Q = ["What is {a} * {b}?", "What is {a} times {b}?", "Multiply {a} by {b}.", "{a} x {b} = ?", "Compute {a} * {b}."]
 CMP_Q = ["Which number is larger, {a} or {b}?", "Which is bigger: {a} or {b}?", "Compare {a} and {b}. Which one is greater?", "Is {a} or {b} the larger number?"]
+COUNT_Q = ["How many {w} things are in this list: {l}?", "Count the {w} things: {l}.", "In the list {l}, how many are {w}?"]
 CMPL_Q = ["Which number is smaller, {a} or {b}?", "Which is less: {a} or {b}?", "Is {a} or {b} the smaller number?"]
 
 
@@ -180,10 +182,33 @@ def sub_steps(a, b):
     return "; ".join(out) + f". The result is {a - b}."
 
 
+def cmp_steps(a, b):
+    """digit by digit, from the left; as many digits in both"""
+    out = []
+    for x, y in zip(str(a), str(b)):
+        out.append(f"{x} {'<' if x < y else '>' if x > y else '='} {y}")
+        if x != y:
+            break
+    return f"{a} and {b}: " + ", ".join(out) + "."
+
+
+def sort_steps(xs):
+    """the smallest of what is left, again and again"""
+    xs, out = list(xs), []
+    while len(xs) > 1:
+        best, st = xs[0], f"start {xs[0]}"
+        for x in xs[1:]:
+            best = min(best, x)
+            st += f", see {x}, keep {best}"
+        xs.remove(best)
+        out.append(f"{st}; left {', '.join(map(str, xs))}")
+    return ". ".join(out) + "."
+
+
 def arith(r, split="train"):
     """(question, answer, short, reasoning, kind)"""
     for _ in range(1000):
-        k = r.choices(["add", "sub", "mul", "cmp", "count", "max", "word", "sort"], [5, 3, 1.5, 2, 2, 1.5, 2, 1])[0]
+        k = r.choices(["add", "sub", "mul", "cmp", "count", "max", "word", "sort"], [4, 3, 2.5, 2.5, 3, 1.5, 2, 2.5])[0]
         if k == "add":
             a, b = num(r, r.choice([1, 2, 2, 2, 2])), num(r, r.choice([1, 2, 2, 2, 2]))
             key = (k, a, b)
@@ -212,21 +237,17 @@ def arith(r, split="train"):
             m = max(a, b) if big else min(a, b)
             s, o = str(m), (min(a, b) if big else max(a, b))
             w = "larger" if big else "smaller"
-            t, ans = f"Compare the digits from the left: {a} and {b}. {m} is {w} than {o}.", f"{m} is {w} than {o}."
+            t, ans = cmp_steps(a, b) + f" {m} is {w} than {o}.", f"{m} is {w} than {o}."
         elif k == "count":
-            ws = r.sample(FOOD, 4)
-            t_ = r.choice(ws)
-            items = [r.choice(ws + [t_, t_]) for _ in range(r.randint(3, 8))]
-            key = (k, tuple(items), t_)
-            q = r.choice(["How many times does {w} appear in this list: {l}?", "Count the word {w} in: {l}.", "In the list {l}, how many are {w}?"]).format(w=t_, l=", ".join(items))
+            ws = r.sample(COLOR, r.randint(2, 4))
+            items = [(r.choice(ws + ws[:1] * 2), o) for o in r.sample(OBJ, r.randint(3, 8))]
+            key = (k, tuple(items))
+            q = r.choice(COUNT_Q).format(w=ws[0], l=", ".join(f"{c} {o}" for c, o in items))
             n, st = 0, []
-            for it in items:
-                if it == t_:
-                    n += 1
-                    st.append(f"{it} {n}")
-                else:
-                    st.append(it)
-            s, t, ans = str(n), ", ".join(st) + f". The count is {n}.", f"The word {t_} appears {n} times."
+            for c, o in items:
+                n += c == ws[0]
+                st.append(f"{c} {o}" + (f" {n}" if c == ws[0] else ""))
+            s, t, ans = str(n), ", ".join(st) + f". The count is {n}.", f"There {'is' if n == 1 else 'are'} {n} {ws[0]} thing{'s' * (n != 1)}."
         elif k == "max":
             xs = [num(r, 2) for _ in range(r.randint(3, 5))]
             key = (k, tuple(xs))
@@ -244,7 +265,7 @@ def arith(r, split="train"):
             q = r.choice(["Sort these numbers: {l}.", "Put these numbers in order: {l}.", "Order these numbers from small to large: {l}."]).format(l=", ".join(map(str, xs)))
             ys = sorted(xs)
             s = ", ".join(map(str, ys))
-            t, ans = f"The smallest is {ys[0]}, then {ys[1]}, then {ys[2]}.", f"In order: {s}."
+            t, ans = sort_steps(xs), f"In order: {s}."
         else:
             n, o = r.choice(NAMES), r.choice(OBJ) + "s"
             a, b = num(r, r.choice([1, 2])), num(r, r.choice([1, 2]))
@@ -421,14 +442,19 @@ def repeat(r):
     return q, t, t, "I copy the text."
 
 
-def listing(r):
+LIST_Q = ["List {0} {1}.", "Name {0} {1}.", "Give me {0} {1}.", "Tell me {0} {1}.", "I need {0} {1}.", "Can you name {0} {1}?", "Please list {0} {1}.", "Write down {0} {1}."]
+
+
+def listing(r, split="train"):
     """the first n of a known list"""
-    k, v = r.choice(LISTS)
-    n = r.randint(2, 5)
-    nw = ["two", "three", "four", "five"][n - 2]
-    q = r.choice(["List {0} {1}.", "Name {0} {1}.", "Give me {0} {1}.", "Tell me {0} {1}."]).format(r.choice([nw, str(n)]), k)
-    a = ", ".join(v[:n])
-    return q, a.capitalize() + ".", a, f"The user wants {n} {k}."
+    for _ in range(1000):
+        k, v = r.choice(LISTS)
+        n, q = r.randint(2, 5), r.choice(LIST_Q)
+        nw = r.choice([["two", "three", "four", "five"][n - 2], str(n)])
+        if crc_split(("list", k, nw, q)) == split:
+            a = ", ".join(v[:n])
+            return q.format(nw, k), a.capitalize() + ".", a, f"The user wants {n} {k}."
+    raise RuntimeError
 
 
 def digits(r, lo, hi):
@@ -663,7 +689,7 @@ def multifile_turns(r, asks, big=False):
 def file_index(r):
     """turns: names of functions under names of files, then the file of each function.  Where a line says its file itself the answer
     is only to be found; where it does not, the name above has to be carried to the line first"""
-    p, where = listing_of_files(r, r.randint(2, 5), r.random() < 0.4, r.choice([0.3, 0.6, 1.0, 1.0]))
+    p, where = listing_of_files(r, r.randint(2, 5), r.random() < 0.4, r.choice([0.0, 0.0, 0.3, 0.6]))
     names = r.sample(list(where), min(len(where), 8))
     turns = [(f"Where is {q}?", f"In {where[q]}", where[q], "") for q in names]
     return [(p + "\n" + turns[0][0],) + turns[0][1:]] + turns[1:]
@@ -698,14 +724,37 @@ def listing_of_files(r, n_files, big, noted=None):
     return "\n".join(files), where
 
 
+LISTED = re.compile(r"(?:^|｜>)File: (\S+)$|^(?:def|int|double|void|function|   ) (\w+_\w+)", re.M)
+TOLD = re.compile(r"(\b[a-z]+_[a-z]+\b)|(?:</think>In|It is in the file|is defined in)( \S+?)(?=\.?(?:</think>|<｜end))")
+
+
+def under(text):
+    """where functions are listed, and where they are named before an answer tells their files: [(end of the name, its file)],
+    [(end of the name, its file, end of the name in the listing, first and end of the file's name in the answer)]"""
+    file, listed, ends = None, [], {}
+    for m in LISTED.finditer(text):
+        if m[1]:
+            file = m[1]
+        elif file:
+            listed.append((m.end(2), file))
+            ends[m[2]] = m.end(2)
+    name, told = None, []
+    for m in TOLD.finditer(text):
+        if m[1]:
+            name = m
+        elif name and name[1] in ends:
+            told.append((name.end(1), m[2].strip(), ends[name[1]], m.start(2), m.end(2)))
+    return listed, told
+
+
 # ---------------------------------------------------------------- documents
 SYS = ["You are a helpful assistant.", "You are dsv4-nano.", "Answer briefly.", "You are a friendly assistant.", "Be polite and answer the question."]
 
 
 def turn(r, split="train"):
     """any question that needs no context"""
-    k = r.choices(["fact", "arith", "small", "unk", "list", "repeat", "code", "story"], [9, 6, 2.5, 0.4, 0.7, 1.2, 1.5, 1.0])[0]
-    return dict(fact=lambda: fact(r, split), arith=lambda: arith(r, split)[:4], small=lambda: smalltalk(r), unk=lambda: unknown(r), list=lambda: listing(r), repeat=lambda: repeat(r),
+    k = r.choices(["fact", "arith", "small", "unk", "list", "repeat", "code", "story"], [9, 6, 2.5, 0.4, 1.6, 1.2, 1.5, 1.0])[0]
+    return dict(fact=lambda: fact(r, split), arith=lambda: arith(r, split)[:4], small=lambda: smalltalk(r), unk=lambda: unknown(r), list=lambda: listing(r, split), repeat=lambda: repeat(r),
                 code=lambda: code_chat(r, split), story=lambda: chat_story(r))[k]()
 
 
@@ -744,6 +793,8 @@ def doc_of(r, k, max_words):
             j = r.randrange(i, n)
             ts = ts[:i] + [(a, b, "", "The user tells me something.")] + ts[i:j] + [(c, d, e, "The user said it before. " + d)]
         return wrap(r, ts, th)
+    if k == "lists":
+        return wrap(r, [listing(r) for _ in range(r.randint(1, 4))], r.random() < 0.1)
     if k == "single":
         return wrap(r, [turn(r)], th)
     if k == "repeat":

@@ -321,6 +321,7 @@ class Nano(nn.Module):
         self.cacheq = True    # cache quantizers (part of the model)
         self.sparse = True    # real top-k selection (False: every visible entry, early training)
         self.counts = None
+        self.points = self.tellers = None  # see pointing: over entries of the last KV source, over the last layer's window
 
     def prepare(self):
         """take the weights of the next forward pass from the parameters, rounded to the shipped formats when qat is set"""
@@ -399,6 +400,10 @@ class Nano(nn.Module):
             o, lse = self.attend(qb.view(B, n, H * W, hd), keys, sink, l.ratio, S)
             if S["samp"] is not None:
                 self.note_mass(q, lse, l.ratio, S)
+            if self.points is not None and l.i == max(c["kv_source_layer_ids"]):
+                self.point_loss = self.pointing(q, S["comp"], S["vis%d" % l.ratio], self.points)
+            if self.points is not None and l.i == c["num_hidden_layers"] - 1:
+                self.point_loss = self.point_loss + self.pointing(q, kv, S["window"], self.tellers)
         o = o.view(B, n, H, W, hd).transpose(2, 3).reshape(B, L, H, hd)
         o = rope(o, cos, sin, True)
         g = c["o_groups"]
@@ -506,6 +511,13 @@ class Nano(nn.Module):
         for term in S["learners"]:
             term[1].append(p.view(B, -1, p.shape[-1]))
 
+    def pointing(self, q, k, vis, points):
+        """points: (row, position, keys to look at): -log of the probability, by all heads together, that one of these is looked at"""
+        b, t, to = points
+        lg = torch.bmm(q[b, t], k[b].transpose(1, 2)) * q.shape[-1] ** -0.5
+        p = lg.masked_fill(~vis[b, t].unsqueeze(1), -1e30).softmax(2).mean(1)
+        return -torch.log(p.gather(1, to).sum(1) + 1e-9).mean()
+
     def setup(self, B, L, pos, seg):
         """state of one forward pass: rope tables, masks, and what sources publish.  pos, seg [B, L] long; documents start at even offsets"""
         W = self.c["sliding_window"]
@@ -520,6 +532,9 @@ class Nano(nn.Module):
         j = torch.arange(2 * W).view(1, -1)
         ok = (j <= t) & (t - j < W) & (ks.unsqueeze(2) == seg.view(B, n, W, 1))
         S["wm"] = torch.zeros(ok.shape).masked_fill_(~ok, -1e30)  # [B, n, W, 2W]
+        if self.points is not None:
+            back = torch.arange(L).view(-1, 1) - torch.arange(L)
+            S["window"] = (back >= 0) & (back < W) & (seg.unsqueeze(1) == seg.unsqueeze(2))
         H = self.c["num_attention_heads"]
         S["wmask"] = S["wm"].unsqueeze(2).expand(-1, -1, H, -1, -1).reshape(B * n, 1, H * W, 2 * W)
         for r in set(self.c["compress_ratios"]) - {0}:
@@ -547,7 +562,11 @@ class Nano(nn.Module):
             if features and l.i in features:
                 kept.append(h.mean(1))
             pa, post, comb = self.hc(l, "attn", h)
-            o = self.attention(l, rms(Collapse.apply(h, pre), l.attn_norm.weight, c["rms_norm_eps"]), S)
+            x = rms(Collapse.apply(h, pre), l.attn_norm.weight, c["rms_norm_eps"])
+            if l.i == max(c["kv_source_layer_ids"]):
+                self.last_source = x  # all that the layers from here on can find about a token
+            self.last_input = x
+            o = self.attention(l, x, S)
             h = Expand.apply(o, h, post, comb)
             pre, post, comb = self.hc(l, "ffn", h)
             o = self.moe(l, rms(Collapse.apply(h, pa), l.ffn_norm.weight, c["rms_norm_eps"]))

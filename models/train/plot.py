@@ -9,7 +9,8 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-KINDS = ["fact", "code", "repeat", "tool answer", "needle", "multi", "arith", "tool call", "files"]
+KINDS = ["fact", "code", "repeat", "tool answer", "needle", "multi", "arith", "tool call", "lists", "files"]
+TAUGHT = ["listed", "pointed", "named"]  # steps on the way to files
 WINDOW = 8  # log rows averaged, weighted by their answers
 
 
@@ -38,6 +39,8 @@ def main(out, paths):
     fig, (a, b) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(2, 1))
     for k in KINDS:
         a.plot(*smooth(rows, lambda r: r["skill"][k][:2] if k in r["skill"] else None), label=k, lw=1.3)
+    for k, color in zip(TAUGHT, ("black", "gray", "silver")):
+        a.plot(*smooth(rows, lambda r: r["skill"][k][:2] if k in r["skill"] else None), label=k, lw=1.0, ls="--", color=color)
     a.set(ylabel="exact answers (teacher forced)", ylim=(0, 1))
     a.legend(ncol=3, fontsize=8)
     for L in ("256", "512", "1024", "2048"):

@@ -5,8 +5,10 @@ process updates the parameters it owns (Muon for matrices, Adam for the rest).  
 processes may be stopped and continued (kill -STOP, -CONT), and a killed run goes on from OUT/ck.pt with --init.
 
 Loss: cross entropy on answers and raw text, and on a few prompt tokens; the indexer learns from a KL term against the
-attention mass of sampled queries.  Cache quantizers are always on.  Attention sees every visible entry first, the real
-top-k and candidate blocks after --sparse; weights are rounded to their shipped formats after --qat (straight-through).
+attention mass of sampled queries.  What file a listed function belongs to is taught in three steps: the file can be read
+where the function is listed, attention finds that line where the function is named, the file can be read there.  Cache
+quantizers are always on.  Attention sees every visible entry first, the real top-k and candidate blocks after --sparse;
+weights are rounded to their shipped formats after --qat (straight-through).
 With --indexer nothing else learns: its last part, when what it has to find no longer moves.
 
 usage: train.py OUT TOKENS [--init ck.pt] [--mix base|chat|far] [--decay f] [--sparse f] [--qat f] [--indexer]   (f: fraction of TOKENS)
@@ -19,100 +21,20 @@ import random
 import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-import numpy as np
 import torch
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-import gen
+from data import LENGTHS, MICRO, MIX, PROBE, Data
 from fused import CrossEntropy
 from model import build
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-MICRO = 2048           # tokens of a microbatch
 PROMPT_SHARE = 0.06    # share of prompt tokens that are targets
+PROBE_SHARE, POINT_SHARE = 0.2, 0.5  # weights of what teaches that, and of what teaches to look there
 SAVE_SECONDS = 240
 LOG_STEPS = 25
-
-# weight of a document by row length (a document longer than its row is drawn again), and words of needle filler
-MIX = dict(
-    base={256: (dict(fact=3.0, facttext=0.4, arith=2.6, multi=0.7, repeat=1.1, copy=3.2, needle=0.6, files=0.8, story=0.1, code=0.8, calls=0.5), 100),
-          512: (dict(calls=1.0, tool=1.4, needle=0.67, files=0.4, multi=0.8, arith=0.66, fact=1.4), 280),
-          1024: (dict(tool=0.8, needle=0.65, files=0.2, multi=1.0, fact=1.8), 780)},
-    chat={256: (dict(fact=5.0, facttext=0.8, arith=4.0, multi=2.0, single=0.8, repeat=0.6, copy=0.6, needle=0.5, files=0.8, index=2.0, story=0.5, code=1.8, calls=0.4), 100),
-          512: (dict(calls=0.4, tool=2.0, needle=0.67, files=0.4, multi=1.0, arith=0.66, fact=1.4), 280),
-          1024: (dict(tool=0.8, needle=0.65, files=0.2, multi=1.0, fact=1.8), 780),
-          2048: (dict(needle=1.0, tool=0.1), 1500)})
-MIX["far"] = {L: MIX["chat"][L] for L in (512, 1024, 2048)}
-LENGTHS = dict(base={256: 0.58, 512: 0.31, 1024: 0.11}, chat={256: 0.48, 512: 0.34, 1024: 0.13, 2048: 0.05}, far={512: 0.25, 1024: 0.4, 2048: 0.35})
-
-
-class Data:
-    """rows of packed documents: ids, positions, document numbers, and for each token what its successor is"""
-
-    def __init__(self, tok, seed, mix):
-        self.tok, self.r, self.mix = tok, random.Random(seed), MIX[mix]
-        self.pool = {L: [] for L in self.mix}
-        self.A, self.E, self.dsml = tok.token_to_id("<｜Assistant｜>"), tok.token_to_id("<｜end▁of▁sentence｜>"), tok.token_to_id("｜DSML｜")
-
-    def spans(self, ids):
-        """answers as [first, end) token ranges, the end-of-sentence token included"""
-        out, at = [], None
-        for t, x in enumerate(ids):
-            if x == self.A:
-                at = t + 2  # the token after it opens or closes thinking
-            elif x == self.E and at is not None:
-                out.append((at, t + 1))
-                at = None
-        return out
-
-    def fill(self, L):
-        """draw documents: (kind, ids, target ranges, chat or raw text)"""
-        mix, words = self.mix[L]
-        kinds = self.r.choices(list(mix), list(mix.values()), k=64)
-        texts = [gen.doc_of(self.r, k, words).split(gen.CUT) for k in kinds]
-        enc = iter(self.tok.encode_batch([x for t in texts for x in t], add_special_tokens=False))
-        for k, t in zip(kinds, texts):
-            parts = [next(enc).ids for _ in t]
-            ids = sum(parts, [])
-            if len(ids) <= L:
-                chat, ends = self.A in ids, np.cumsum([len(p) for p in parts]).tolist()
-                cut = list(zip(ends[0::2], ends[1::2]))  # every other part is a target
-                self.pool[L].append((k, ids, self.spans(ids) if chat else cut or [(1, len(ids))], cut if chat else []))
-
-    def batch(self, L):
-        """want: 2 = the next token is an answer or raw text, 1 = a prompt, 0 = nothing; spans: (kind, row, first, end) of want"""
-        B, pool, r = MICRO // L, self.pool[L], self.r
-        while len(pool) < 96:
-            self.fill(L)
-        ids, pos = np.full((B, L), 2, dtype=np.int64), np.zeros((B, L), dtype=np.int64)
-        seg, want, spans = np.full((B, L), -1, dtype=np.int64), np.zeros((B, L), dtype=np.int8), []
-        for b in range(B):
-            at, k = 0, 0
-            while L - at >= 24 and len(pool) >= 8:
-                i = next((i for i, d in enumerate(pool) if len(d[1]) + at <= L), None)
-                if i is None:
-                    break
-                kind, d, targets, noted = pool.pop(i)
-                n = len(d)
-                ne = min(L - at, n + (n & 1))  # documents start at even offsets
-                ids[b, at: at + n] = d
-                pos[b, at: at + ne] = np.arange(ne)
-                if n > 200 and r.random() < 0.2:  # a jump in positions: distances longer than the rows
-                    j = r.randrange(60, n - 100) & ~1
-                    pos[b, at + j: at + ne] += 2 * r.randrange(2048)
-                seg[b, at: at + ne] = k
-                want[b, at: at + n - 1] = 1
-                for lo, hi in targets + noted:
-                    want[b, at + lo - 1: at + hi - 1] = 2
-                    if self.A not in d:
-                        continue
-                    what = kind + " noted" if (lo, hi) in noted else "tool call" if self.dsml in d[lo:hi] else "tool answer" if kind in ("tool", "calls") else kind
-                    spans.append((what, b, at + lo - 1, at + hi - 1))
-                at += ne
-                k += 1
-            pos[b, at:] = np.arange(L - at)
-        return ids, pos, seg, want, spans
 
 
 def newton_schulz(G, steps=5):
@@ -137,7 +59,7 @@ def groups(m):
             out[n] = ("muon", 0.015, 0.05, None)
         elif "engram.embed" in n:
             out[n] = ("adam", 6e-3, 0.0, None)
-        elif "indexer" in n or "wgate" in n or n.endswith("gate.weight"):
+        elif "indexer" in n or "wgate" in n or n.endswith("gate.weight") or n.startswith("probe"):
             out[n] = ("adam", 2e-3, 0.0, None)
         elif n in ("embed.weight", "head.weight"):
             out[n] = ("adam", 3e-3, 0.01, None)
@@ -176,21 +98,25 @@ class Shared:
                 self.m2[self.off[k]] = v.float().view(-1)
 
     def save(self, path, m, gr, **kw):
+        sd = m.state_dict()
+        kw["probe"] = [sd.pop(f"probe.{i}.weight") for i in range(2)]
         m2 = {k: self.m2[s].bfloat16() for k, s in self.off.items() if gr[k][0] == "adam"}
-        torch.save(dict(model=m.state_dict(), cfg=m.c, m1=self.m1.bfloat16(), m2=m2, **kw), path + ".tmp")
+        torch.save(dict(model=sd, cfg=m.c, m1=self.m1.bfloat16(), m2=m2, **kw), path + ".tmp")
         os.replace(path + ".tmp", path)
 
 
 def loss_of(m, hs, data, L):
-    """one microbatch: loss, per-token losses with what they are, answers right by kind"""
-    ids, pos, seg, want, spans = data.batch(L)
-    B = ids.shape[0]
-    x, wt = torch.from_numpy(ids), torch.from_numpy(want)
+    """one microbatch: loss, losses of the indexer and of what files are taught with, loss on answers, answers right by kind"""
+    d = data.batch(L)
+    B = d.ids.shape[0]
+    x, wt = torch.from_numpy(d.ids), torch.from_numpy(d.want)
     S = m.queries // B  # queries the indexer learns from, half of them on answers
     q = torch.cat((torch.multinomial((wt == 2).float() + 1e-3, S // 2, replacement=True), torch.randint(0, L, (B, S - S // 2))), 1)
     rows = torch.arange(B).view(B, 1).expand(B, S)
     m.prepare()
-    h = m(x, torch.from_numpy(pos), torch.from_numpy(seg), hs(ids, pos), samp=(rows.reshape(-1), q.reshape(-1)))
+    m.points = tuple(map(torch.tensor, zip(*((b, t, to) for b, t, _, to in d.named)))) if d.told else None
+    m.tellers = tuple(map(torch.tensor, zip(*d.told)))
+    h = m(x, torch.from_numpy(d.pos), torch.from_numpy(d.seg), hs(d.ids, d.pos), samp=(rows.reshape(-1), q.reshape(-1)))
     f = wt.flatten()
     sel = torch.nonzero((f == 2) | ((f == 1) & (torch.rand(f.shape[0]) < PROMPT_SHARE))).squeeze(1)
     tgt = x.roll(-1, 1).flatten()[sel]
@@ -198,15 +124,25 @@ def loss_of(m, hs, data, L):
     right = torch.zeros(B * L, dtype=torch.bool)
     right[sel] = best == tgt
     right = right.view(B, L)
-    score = {}
-    for k, b, lo, hi in spans:
+    score, taught = {}, torch.zeros(())
+    for what, at, x, probe in (("listed", d.listed, m.last_source, m.probe[0]), ("named", d.named, m.last_input, m.probe[1])):
+        if at:
+            names = torch.tensor([f[2] for f in at])
+            read = probe(x[torch.tensor([f[0] * L + f[1] for f in at])]).view(len(at), PROBE, -1) @ m.embed.weight.detach().T
+            taught = taught + F.cross_entropy(read.flatten(0, 1), names.flatten()) * PROBE_SHARE
+            ok = read.argmax(-1) == names
+            score[what] = [len(at), int(ok.all(1).sum()), ok.numel(), int(ok.sum())]
+    if d.told:
+        taught = taught + m.point_loss * POINT_SHARE
+        score["pointed"] = [1, math.exp(-0.5 * m.point_loss.item()), 1, 0]
+    for k, b, lo, hi in d.spans:
         s = score.setdefault(k, [0, 0, 0, 0])  # answers, exact, tokens, right tokens
         ok = right[b, lo:hi]
         s[0] += 1
         s[1] += bool(ok.all())
         s[2] += hi - lo
         s[3] += int(ok.sum())
-    return losses.mean(), m.index_loss(), losses.detach()[f[sel] == 2].mean().item(), score
+    return losses.mean(), m.index_loss(), taught, losses.detach()[f[sel] == 2].mean().item(), score
 
 
 def update(m, sh, mine, gr, step, lr):
@@ -262,8 +198,8 @@ def worker(rank, args, m, hs, sh, bar, before):
         L = r.choices(L_of, L_w)[0]
         m.sparse, m.qat = f >= args.sparse, f >= args.qat
         m.zero_grad(set_to_none=True)
-        ce, il, answers, score = loss_of(m, hs, data, L)
-        (ce + il).backward()
+        ce, il, taught, answers, score = loss_of(m, hs, data, L)
+        (il if args.indexer else ce + il + taught).backward()
         ok = math.isfinite(ce.item())
         for n, p in m.named_parameters():
             v = sh.grad[rank, sh.off[n]]
@@ -320,6 +256,9 @@ def main():
     ck = torch.load(args.init) if args.init else {}  # without it: a fresh model
     if ck:
         m.load_state_dict(ck["model"])
+    m.probe = torch.nn.ModuleList(torch.nn.Linear(m.c["hidden_size"], PROBE * m.c["hidden_size"], bias=False) for _ in range(2))
+    for p, w in zip(m.probe, ck.get("probe", [])):
+        p.weight.data.copy_(w)
     sh = Shared(m, args.ranks, ck)
     ctx = mp.get_context("fork")
     bar = ctx.Barrier(args.ranks)
