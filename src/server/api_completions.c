@@ -136,6 +136,18 @@ static void write_choice(struct turn *t, size_t choice, const char *text, size_t
         out_text(&t->out, ",\"finish_reason\":null}");
 }
 
+static void piece_end(struct turn *t)
+{
+    out_text(&t->out, "]");
+    if (t->running_usage) {
+        out_text(&t->out, ",");
+        write_usage(t);
+    } else if (t->include_usage)
+        out_text(&t->out, ",\"usage\":null");
+    out_text(&t->out, "}");
+    sse_end(t);
+}
+
 static void on_begin(struct turn *t)
 {
     (void)t;
@@ -148,8 +160,7 @@ static void on_piece(struct turn *t, unsigned choice, const struct piece *p)
     sse_begin(t, NULL);
     openai_head(t, "text_completion");
     write_choice(t, choice, p->text, p->len, NULL);
-    out_text(&t->out, t->include_usage ? "],\"usage\":null}" : "]}");
-    sse_end(t);
+    piece_end(t);
 }
 
 static void on_finish(struct turn *t, unsigned choice)
@@ -157,8 +168,7 @@ static void on_finish(struct turn *t, unsigned choice)
     sse_begin(t, NULL);
     openai_head(t, "text_completion");
     write_choice(t, choice, "", 0, finish_name(turn_result(t, choice)->finish));
-    out_text(&t->out, t->include_usage ? "],\"usage\":null}" : "]}");
-    sse_end(t);
+    piece_end(t);
 }
 
 static void on_end(struct turn *t)

@@ -160,8 +160,13 @@ static void chunk_begin(struct turn *t)
 
 static void chunk_end(struct turn *t)
 {
-    if (t->include_usage)
-        out_text(&t->out, ",\"usage\":null");
+    if (t->include_usage) {
+        out_text(&t->out, ",\"usage\":");
+        if (t->running_usage)
+            write_usage(t);
+        else
+            out_text(&t->out, "null");
+    }
     out_text(&t->out, "}");
     sse_end(t);
 }

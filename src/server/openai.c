@@ -20,19 +20,21 @@ void openai_defaults(struct openai_params *p, const struct turn_sampling *s)
 int openai_stream(struct turn *t, const struct openai_params *p, struct failure *f)
 {
     struct {
-        bool usage, obfuscation;
-    } o = {false, false};
+        bool usage, obfuscation, running;
+    } o = {false, false, false};
     static const struct param options[] = {{"include_usage", P_BOOL, 0, 0, 0},
-                                           {"include_obfuscation", P_BOOL, 0, 0, 1}};
+                                           {"include_obfuscation", P_BOOL, 0, 0, 1},
+                                           {"continuous_usage_stats", P_BOOL, 0, 0, 2}};
     t->stream = p->stream;
     t->return_progress = p->return_progress;
     if (!p->stream_options)
         return 0;
     if (!p->stream)
         return fail_set(f, 400, "stream_options", "stream_options goes with stream: true");
-    if (params_read(p->stream_options, options, 2, &o, f) != 0)
+    if (params_read(p->stream_options, options, 3, &o, f) != 0)
         return -1;
     t->include_usage = o.usage;
+    t->running_usage = o.usage && o.running;
     return 0;
 }
 

@@ -157,7 +157,8 @@ struct turn {
     struct out out;
 
     /* the request */
-    bool stream, include_usage, return_progress, hide_reasoning;
+    bool stream, return_progress, hide_reasoning;
+    bool include_usage, running_usage; /* after a stream; in each of its pieces, too */
     unsigned n_choices; /* of each prompt */
     size_t n_prompts;
     struct answer_options options;

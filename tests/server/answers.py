@@ -23,6 +23,12 @@ def chat_whole_and_stream(s):
     eq(ev[-2]["usage"]["completion_tokens"], u["completion_tokens"])
     eq(content(ev), answer())
     eq(ev[-3]["choices"][0]["finish_reason"], "stop")
+    eq([e["usage"] for e in ev[:-2]], [None] * (len(ev) - 2))
+    for path, body in (("chat/completions", chat()), ("completions", {"prompt": "Hello", "max_tokens": 9})):
+        _, _, text = s.request("POST", "/v1/" + path, json.dumps({**body, "stream": True, "stream_options": {
+            "include_usage": True, "continuous_usage_stats": True}}).encode())
+        n = [e["usage"]["completion_tokens"] for e in events(text)[:-1]]
+        assert n == sorted(n) and n[0] < n[-1] and n[-2] == n[-1], n
 
 
 @test

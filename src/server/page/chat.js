@@ -118,7 +118,7 @@ function headers() {
 function body(messages) {
   const b = {
     messages: messages.map(m => ({role: m.role, content: m.content})), stream: true, return_progress: true,
-    stream_options: {include_usage: true}, temperature: settings.temperature, top_p: settings.topP,
+    stream_options: {include_usage: true, continuous_usage_stats: true}, temperature: settings.temperature, top_p: settings.topP,
     top_k: settings.topK, min_p: settings.minP,
   };
   if (settings.system) b.messages.unshift({role: "system", content: settings.system});
@@ -152,7 +152,7 @@ async function answer() {
   const chat = current, control = new AbortController();
   const m = {role: "assistant", content: "", reasoning: ""};
   const begun = performance.now();
-  let first = 0, tokens = 0, drawn = 0, box = null, timer = 0;
+  let first = 0, before = 0, drawn = 0, box = null, timer = 0;
   chat.messages.push(m);
   running = {control, chat};
   $("send").hidden = true;
@@ -199,16 +199,16 @@ async function answer() {
       if (!c) continue;
       const d = c.delta;
       if (d.reasoning_content || d.content) {
-        tokens++;
-        if (!first) first = performance.now();
+        const tokens = e.usage.completion_tokens;  /* a piece may be of several */
+        if (!first) { first = performance.now(); before = tokens; }
         if (d.reasoning_content) {
           m.reasoning += d.reasoning_content;
-          m.reasoningTokens = (m.reasoningTokens || 0) + 1;
+          m.reasoningTokens = e.usage.completion_tokens_details.reasoning_tokens;
           m.reasoningSeconds = (performance.now() - begun) / 1000;
         } else m.content += d.content;
         const s = (performance.now() - first) / 1000;
         say(d.content ? "answering" : "thinking", false,
-            tokens + " tokens" + (s > 0.5 ? ", " + ((tokens - 1) / s).toFixed(1) + " tokens/s" : ""));
+            tokens + " tokens" + (s > 0.5 ? ", " + ((tokens - before) / s).toFixed(1) + " tokens/s" : ""));
         soon();
       }
       if (c.finish_reason === "length") m.error = "The answer was cut at a limit.";
