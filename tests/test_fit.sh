@@ -84,4 +84,20 @@ uniform=$(divergence "$T/uniform") chosen=$(divergence "$T/chosen")
 echo "   q3 $(bytes "$T/uniform") bytes, KL $uniform; --bits 3.49 --dynamic $(bytes "$T/chosen") bytes, KL $chosen"
 if [ "$(bytes "$T/chosen")" -le "$(bytes "$T/uniform")" ]; then pass; else fail "the choice is larger"; fi
 try "the choice loses less than 0.7 of what q3 does" awk -v a="$chosen" -v b="$uniform" 'BEGIN { exit !(a > 0 && a < 0.7 * b) }'
+
+# ------------------------------------------------------------------ together with fewer experts, and of a GGUF file
+quantize 0 -q --calibrate "$T/text" models/nano "$T/importance"
+quantize 0 --dry-run --json --context 4096 --prune-experts 50% --importance "$T/importance" models/nano
+fit=$(($(needed) - 1000000))
+quantize 0 --dry-run --json --context 4096 --fit $fit --prune-experts 50% --importance "$T/importance" models/nano
+try "a pruned plan within $fit" test "$(needed)" -le $fit
+quantize 0 -q --context 4096 --fit $fit --prune-experts 50% --importance "$T/importance" models/nano "$T/lite"
+quantize 0 --verify models/nano "$T/lite"
+quantize 0 -q --to gguf tests/golden/v4-tiny "$T/tiny.gguf"
+quantize 0 -q --calibrate "$T/text" "$T/tiny.gguf" "$T/importance2"
+quantize 0 --bits 4 --dynamic --prune-experts 50% --importance "$T/importance2" "$T/tiny.gguf" "$T/lite2"
+says err '^bits +[34][.]'
+quantize 0 --verify "$T/tiny.gguf" "$T/lite2"
+quantize 0 --dry-run --json --bits 16 models/nano
+says out '"expected_kl": 0[.0]*,'
 closing_line

@@ -10,6 +10,7 @@
 #include "convert.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -417,7 +418,8 @@ static int tell(const struct choosing *c, json_t **out, dsv4_err *err)
                            c->source->shapes ? "of normal numbers, no weights are here"
                                              : "of the weights, by samples of rows",
                            "bytes", (json_int_t)c->chosen, "bits",
-                           8 * (double)c->chosen / (double)c->weights, "expected_kl", c->kl,
+                           8 * (double)c->chosen / (double)c->weights, "expected_kl",
+                           fmax(c->kl, 0), /* sums of differences may end below */
                            "expected_kl_of_smallest", c->kl_least, "types", list)
                : NULL;
     json_decref(list);

@@ -159,7 +159,7 @@ struct turn {
     /* the request */
     bool stream, return_progress, hide_reasoning;
     bool include_usage, running_usage; /* after a stream; in each of its pieces, too */
-    unsigned n_choices; /* of each prompt */
+    unsigned n_choices;                /* of each prompt */
     size_t n_prompts;
     struct answer_options options;
     char **stops;  /* owned */
