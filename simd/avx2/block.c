@@ -78,15 +78,15 @@ static void ask_rows(const struct input *in, const struct step *k, size_t p)
     }
 }
 
-/* All rows of a slice with a tile. ahead: codes that come from memory next, `bytes` of them. */
+/* All rows of a slice with a tile. ahead: codes that come from memory next, `bytes` of them, perhaps none. */
 static void run_tile(const struct blocks *b, const struct tile *t, const struct slice *s, float *y,
                      size_t ldy, const struct step *k, const uint8_t *ahead, size_t bytes)
 {
     struct part p = {.ldy = ldy, .groups = k->n, .first = k->g == 0};
     const size_t share = (bytes * TILE_ROWS / k->m + 63) / 64 * 64;
-    for (size_t i = 0; i < k->m; i += TILE_ROWS, ahead += share) {
+    for (size_t i = 0; i < k->m; i += TILE_ROWS) {
         for (size_t a = 0; a < share; a += 64)
-            _mm_prefetch((const char *)ahead + a, _MM_HINT_T0);
+            _mm_prefetch((const char *)ahead + i / TILE_ROWS * share + a, _MM_HINT_T0);
         p.code = s->code[i];
         p.scale = s->scale[i];
         p.sum = s->sum[i];
