@@ -33,8 +33,11 @@ int openai_stream(struct turn *t, const struct openai_params *p, struct failure 
         return fail_set(f, 400, "stream_options", "stream_options goes with stream: true");
     if (params_read(p->stream_options, options, 3, &o, f) != 0)
         return -1;
+    if (o.running && !o.usage)
+        return fail_set(f, 400, "stream_options",
+                        "stream_options.continuous_usage_stats goes with include_usage: true");
     t->include_usage = o.usage;
-    t->running_usage = o.usage && o.running;
+    t->running_usage = o.running;
     return 0;
 }
 

@@ -48,6 +48,7 @@ def wrong_types(s):
                   {"logit_bias": {"a": 1}}, {"logit_bias": {"1": 1000}}, {"stop": [""]},
                   {"stop": [1]}, {"stop": "x" * 5000}, {"top_logprobs": 3}, {"unknown": 1},
                   {"stream_options": {"include_usage": True}}, {"store": True},
+                  {"stream": True, "stream_options": {"continuous_usage_stats": True}},
                   {"tool_choice": "required"}, {"tools": [{}]}, {"tools": [TOOL, TOOL]},
                   {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}},
                   {"response_format": {"type": "xml"}}, {"response_format": {"type": "json_object"}},

@@ -152,7 +152,7 @@ async function answer() {
   const chat = current, control = new AbortController();
   const m = {role: "assistant", content: "", reasoning: ""};
   const begun = performance.now();
-  let first = 0, before = 0, drawn = 0, box = null, timer = 0;
+  let first = 0, before = 0, tokens = 0, drawn = 0, box = null, timer = 0;
   chat.messages.push(m);
   running = {control, chat};
   $("send").hidden = true;
@@ -199,7 +199,7 @@ async function answer() {
       if (!c) continue;
       const d = c.delta;
       if (d.reasoning_content || d.content) {
-        const tokens = e.usage.completion_tokens;  /* a piece may be of several */
+        tokens = e.usage.completion_tokens;  /* a piece may be of several */
         if (!first) { first = performance.now(); before = tokens; }
         if (d.reasoning_content) {
           m.reasoning += d.reasoning_content;
