@@ -84,12 +84,12 @@ static const struct jv *member(const struct jv *v, const char *key, size_t len)
 const struct jv *schema_target(struct schema *s, const struct jv *ref)
 {
     const struct jv *v = s->root;
-    const char *p = ref->text, *end = p + ref->len;
-    if (ref->type != JV_STRING || ref->len == 0 || *p != '#') {
+    if (ref->type != JV_STRING || ref->len == 0 || ref->text[0] != '#') {
         s->b->rc = schema_refuse(s, ref, "must point into the same schema (#/...)");
         return NULL;
     }
-    for (p++; v && p < end && *p == '/';) {
+    const char *p = ref->text + 1, *end = ref->text + ref->len;
+    for (; v && p < end && *p == '/';) {
         const char *key = ++p;
         while (p < end && *p != '/')
             p++;
