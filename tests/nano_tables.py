@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The tables of docs/quantization.md that were measured on models/nano, measured again and put in their places; and on standard output
+"""The tables of docs/quantization.md and README.md that were measured on models/nano, measured again and put in their places; and on standard output
 what its sentences, docs/evaluation.md and src/convert/sensitivity.c quote. For new weights of models/nano. `make nano-tables`, some ten minutes.
 
 usage: nano_tables.py BUILD [prune] [presets] [bits] [types] [costs] [evaluation]"""
@@ -7,43 +7,19 @@ import json
 import os
 import random
 import re
-import shutil
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 
-BUILD, NANO, DOC = sys.argv[1], "models/nano", "docs/quantization.md"
-TEXT = open(f"{NANO}/eval/text.txt", "rb").read()
+from nano_compare import NANO, TEXT, Nano, kl, part
+
+BUILD, DOC, README = sys.argv[1], "docs/quantization.md", "README.md"
+nano = Nano(BUILD)
+run, compare = nano.run, nano.compare
 KINDS = ["head", "attn.wq_a", "attn.wq_b", "attn.wkv", "attn.wo_a", "attn.wo_b", "ffn.experts.*.w1", "ffn.experts.*.w3", "ffn.experts.*.w2",
          "ffn.shared_experts.w1", "ffn.shared_experts.w3", "ffn.shared_experts.w2", "engram.wkv"]
-
-
-def run(program, *args, **kw):
-    got = subprocess.run([f"{BUILD}/{program}", *args], capture_output=True, text=True, **kw)
-    if got.returncode != 0:
-        sys.exit(f"{program} {' '.join(args)}: {got.stderr}{got.stdout[-500:]}")
-    return got
-
-
-def part(d, name, lo, hi):
-    with open(f"{d}/{name}", "wb") as f:
-        f.write(TEXT[lo:hi])
-    return f"{d}/{name}"
-
-
-def compare(d, text, *options):
-    """nano converted so, against nano: (bytes of its weights, results, what the conversion said)"""
-    said = run("dsv4-quantize", *options, NANO, f"{d}/model").stderr
-    size = sum(os.path.getsize(f"{d}/model/{f}") for f in os.listdir(f"{d}/model") if f.endswith(".safetensors"))
-    j = json.loads(run("dsv4-eval", "-q", "--json", "--exact", "--cache-quant=off", f"--model={d}/model", f"--against={NANO}", text).stdout)
-    shutil.rmtree(f"{d}/model")
-    return size, j, said
-
-
-def kl(x):
-    return "0" if x == 0 else f"{x:.1e}"
 
 
 def mb(x):
@@ -95,15 +71,19 @@ def prune(d):
 
 
 def presets(d):
-    text, learn = part(d, "test", 0, 9000), part(d, "learn", 9000, 29000)
-    run("dsv4-quantize", "-q", f"--calibrate={learn}", "--covariance", NANO, f"{d}/importance")
-    doc, rows = open(DOC).read(), []
+    text, calibrated = nano.preset_texts(d)
+    doc, readme, rows = open(DOC).read(), open(README).read(), []
     for name in ("lossless", "quality", "balanced", "small", "tiny"):
         types = re.search(rf"^\| `{name}` \| ([^|]*) \|", doc, re.M)[1]
         a = compare(d, text, f"--preset={name}")[1]
-        b = compare(d, text, f"--preset={name}", "--effort=high", f"--importance={d}/importance")[1]
+        b = compare(d, text, f"--preset={name}", *calibrated)[1]
         rows.append(f"| `{name}` | {types} | {a['perplexity']:.4f} | {same(a)} | {b['perplexity']:.4f} | {same(b)} |")
+        readme, n = re.subn(rf"^(\| `{name}` \|(?: [^|]* \|){{3}}).*$", rf"\1 {kl(a['kl']['mean'])} | {kl(b['kl']['mean'])} |", readme, flags=re.M)
+        if n != 1:
+            sys.exit(f"{README}: {n} rows of the preset {name}")
     replace_table("| preset | experts, dense, head |", rows)
+    with open(README, "w") as f:
+        f.write(readme)
 
 
 def sensitivities(d, text, name, *options):

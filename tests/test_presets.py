@@ -3,53 +3,32 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 
-BUILD = sys.argv[1]
+from nano_compare import Nano, kl
+
+nano = Nano(sys.argv[1])
 PRESETS = ["lossless", "quality", "balanced", "small", "tiny"]
 MODELS = ["v4-flash", "v4-pro", "v4.1-flash"]
-NANO, TEST, LEARN = "models/nano", 9000, 20000  # bytes of the text: what is measured on, what follows for calibration
 HEAD = ["| preset | V4-Flash | V4-Pro | V4.1-Flash | KL on nano | calibrated, `--effort high` |", "|---|---|---|---|---|---|"]
-
-
-def run(program, *args):
-    got = subprocess.run([f"{BUILD}/{program}", *args], capture_output=True, text=True)
-    assert got.returncode == 0, (program, args, got.stderr)
-    return got.stdout
 
 
 def sizes(preset):
     for model in MODELS:
-        j = json.loads(run("dsv4-quantize", "--dry-run", "--json", "--threads=16", f"--as={model}", f"--preset={preset}"))
+        j = json.loads(nano.run("dsv4-quantize", "--dry-run", "--json", "--threads=16", f"--as={model}", f"--preset={preset}").stdout)
         yield f"{j['bytes'] * 1e-9:.1f} / {j['bytes_needed_in_memory'] * 1e-9:.1f}"
-
-
-def divergence(d, *options):
-    run("dsv4-quantize", "-q", *options, NANO, f"{d}/model")
-    j = json.loads(run("dsv4-eval", "-q", "--json", "--exact", "--cache-quant=off", f"--model={d}/model", f"--against={NANO}", f"{d}/test"))
-    subprocess.run(["rm", "-r", f"{d}/model"], check=True)
-    return j["kl"]["mean"]
-
-
-def kl_text(x):
-    return "0" if x == 0 else f"{x:.1e}"
 
 
 def lines(measured):
     with tempfile.TemporaryDirectory() as d:
-        text = open(f"{NANO}/eval/text.txt", "rb").read()
-        open(f"{d}/test", "wb").write(text[:TEST])
-        open(f"{d}/learn", "wb").write(text[TEST:TEST + LEARN])
-        run("dsv4-quantize", "-q", f"--calibrate={d}/learn", "--covariance", NANO, f"{d}/importance")
+        text, calibrated = nano.preset_texts(d)
         for preset in PRESETS:
             if preset not in measured:
                 yield f"| `{preset}` | {' | '.join(sizes(preset))} |"
                 continue
-            kl = [divergence(d, f"--preset={preset}"),
-                  divergence(d, f"--preset={preset}", "--effort=high", f"--importance={d}/importance")]
-            yield f"| `{preset}` | {' | '.join(sizes(preset))} | {' | '.join(map(kl_text, kl))} |"
+            means = [nano.compare(d, text, f"--preset={preset}", *options)[1]["kl"]["mean"] for options in ((), calibrated)]
+            yield f"| `{preset}` | {' | '.join(sizes(preset))} | {' | '.join(map(kl, means))} |"
 
 
 def agree(told, found):

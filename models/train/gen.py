@@ -192,14 +192,20 @@ def cmp_steps(a, b):
     return f"{a} and {b}: " + ", ".join(out) + "."
 
 
+def scan(xs, keep, sep):
+    """the best of xs, by keep(best so far, next), and the steps that find it"""
+    best, st = xs[0], [f"start {xs[0]}"]
+    for x in xs[1:]:
+        best = keep(best, x)
+        st.append(f"see {x}, keep {best}")
+    return best, sep.join(st)
+
+
 def sort_steps(xs):
     """the smallest of what is left, again and again"""
     xs, out = list(xs), []
     while len(xs) > 1:
-        best, st = xs[0], f"start {xs[0]}"
-        for x in xs[1:]:
-            best = min(best, x)
-            st += f", see {x}, keep {best}"
+        best, st = scan(xs, min, ", ")
         xs.remove(best)
         out.append(f"{st}; left {', '.join(map(str, xs))}")
     return ". ".join(out) + "."
@@ -253,11 +259,8 @@ def arith(r, split="train"):
             key = (k, tuple(xs))
             big = r.random() < 0.5
             q = r.choice(["What is the {w} of these numbers: {l}?", "Find the {w} number: {l}.", "Give me the {w} of {l}."]).format(w="largest" if big else "smallest", l=", ".join(map(str, xs)))
-            best, st = xs[0], [f"start {xs[0]}"]
-            for x in xs[1:]:
-                best = max(best, x) if big else min(best, x)
-                st.append(f"see {x}, keep {best}")
-            s, t = str(best), "; ".join(st) + "."
+            best, st = scan(xs, max if big else min, "; ")
+            s, t = str(best), st + "."
             ans = f"The {'largest' if big else 'smallest'} number is {s}."
         elif k == "sort":
             xs = [num(r, r.choice([1, 2, 2])) for _ in range(3)]

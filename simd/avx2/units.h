@@ -7,6 +7,8 @@
 
 #include "avx2.h"
 
+#include <string.h>
+
 enum { OCTETS = GROUP / 8 }; /* of a group: units 2o and 2o + 1 are octet o */
 
 /* Tables for even and odd units. Q2 looks up two neighbours by the same nibble: c(even) + 4 c(odd). */
@@ -23,6 +25,14 @@ static inline struct tables tables_of(const int8_t *value, enum wformat f, int l
         t.of[1][i] = f == W_Q2 ? (int8_t)(value[i >> 2] - low) : t.of[0][i];
     }
     return t;
+}
+
+/* 4 bytes in every lane. */
+INLINE_AVX2 __m256i word_of(const int8_t *x)
+{
+    int32_t v;
+    memcpy(&v, x, sizeof v);
+    return _mm256_set1_epi32(v);
 }
 
 INLINE_AVX2 __m256i table_avx2(const int8_t table[16])

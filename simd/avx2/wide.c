@@ -6,8 +6,6 @@
 #include "simd/codes.h"
 #include "units.h"
 
-#include <string.h>
-
 /* 64 times the value of e4m3 codes without their signs, which are 16 h + l: table[l] for h = 0 and 1, where it is
  * rounded, and from h = 2 on table[l] * 4^(h - 2). */
 #define ZERO_H 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2
@@ -74,9 +72,7 @@ INLINE_AVX2 void tile_rows(const struct tile *t, const struct part *r, int m)
             __m256i w0 = _mm256_load_si256((const __m256i *)p);
             __m256i w1 = _mm256_load_si256((const __m256i *)(p + 16));
             for (int i = 0; i < m; i++) {
-                int32_t pair;
-                memcpy(&pair, x + i * SLICE_BYTES, sizeof pair);
-                __m256i v = _mm256_set1_epi32(pair);
+                __m256i v = word_of(x + i * SLICE_BYTES);
                 s[i][0] = _mm256_add_epi32(s[i][0], _mm256_madd_epi16(w0, v));
                 s[i][1] = _mm256_add_epi32(s[i][1], _mm256_madd_epi16(w1, v));
                 HERE_AVX2(s[i][0]);

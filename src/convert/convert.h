@@ -39,6 +39,10 @@ void source_row(const struct source *s, const struct wmat *w, size_t r, float *o
  * they are replaced by zeros. */
 size_t bad_values(enum dtype t, const uint8_t *data, size_t n, uint8_t *zeroed);
 
+/* t with its data, all of it, read into memory of ours: *data, to be freed; `what` for messages. */
+int tensor_read(struct tensor *out, uint8_t **data, const struct source *s, const struct tensor *t,
+                const char *what, dsv4_err *err);
+
 /* Number i of a tensor of I64 or I32. */
 int64_t integer_at(const struct tensor *t, uint64_t i);
 

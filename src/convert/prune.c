@@ -48,21 +48,28 @@ static int64_t new_number(const struct pruning *p, uint32_t layer, uint32_t expe
 
 /* ------------------------------------------------------------------ who inherits a token */
 
+/* Rows of a matrix, `pick`[n] of them (NULL: the first n), as floats. */
+static int read_rows(float *out, const struct source *s, const struct wmat *w, const uint32_t *pick,
+                     uint32_t n, dsv4_err *err)
+{
+    struct window window;
+    size_t bytes[2] = {0, 0};
+    window_needs(bytes, w);
+    int rc = window_open(&window, bytes, err);
+    for (uint32_t i = 0; i < n && rc == 0; i++)
+        rc = window_floats(&window, s, w, pick ? pick[i] : i, out + (size_t)i * w->cols, err);
+    window_close(&window);
+    return rc;
+}
+
 static int router_rows(float **out, const struct source *s, uint32_t layer, dsv4_err *err)
 {
     char name[MATRIX_NAME];
     struct wmat w;
-    struct window window;
-    size_t bytes[2] = {0, 0};
     snprintf(name, sizeof name, "layers.%u.ffn.gate.weight", layer);
     TRY(matrix_find(&w, s->store, s->cfg, name, s->cfg->n_experts, s->cfg->d, err));
     TRY(mem_alloc(out, w.rows, w.cols * sizeof **out, "rows of a router", err));
-    window_needs(bytes, &w);
-    int rc = window_open(&window, bytes, err);
-    for (size_t r = 0; rc == 0 && r < w.rows; r++)
-        rc = window_floats(&window, s, &w, r, *out + r * w.cols, err);
-    window_close(&window);
-    return rc;
+    return read_rows(*out, s, &w, NULL, w.rows, err);
 }
 
 static double dot(const float *a, const float *b, size_t n)
@@ -373,13 +380,10 @@ int pruning_fill(uint8_t *out, const struct pruning *p, const struct source *s,
     struct wmat w;
     number_after(t->name, "layers.", p->n_layers, &layer);
     if (is_hash(t)) {
-        struct tensor read = *t;
+        struct tensor read;
         uint8_t *data;
-        TRY(mem_alloc(&data, (size_t)t->bytes, 1, "a router", err));
-        read.data = data;
-        int rc = store_read(s->store, t->data, (size_t)t->bytes, data, err);
-        if (rc == 0)
-            rc = fill_hash(out, p, &read, layer, err);
+        TRY(tensor_read(&read, &data, s, t, "a router", err));
+        int rc = fill_hash(out, p, &read, layer, err);
         free(data);
         return rc;
     }
@@ -391,20 +395,7 @@ int pruning_fill(uint8_t *out, const struct pruning *p, const struct source *s,
         return 0;
     }
     TRY(matrix_find(&w, s->store, s->cfg, t->name, p->before, s->cfg->d, err));
-    float *x;
-    size_t bytes[2] = {0};
-    struct window window = {0};
-    window_needs(bytes, &w);
-    TRY(mem_alloc(&x, w.cols, sizeof *x, "a row of a router", err));
-    int rc = window_open(&window, bytes, err);
-    for (uint32_t i = 0; i < p->kept && rc == 0; i++) {
-        rc = window_floats(&window, s, &w, kept[i], x, err);
-        if (rc == 0)
-            memcpy(out + i * row, x, row);
-    }
-    window_close(&window);
-    free(x);
-    return rc;
+    return read_rows((float *)(void *)out, s, &w, kept, p->kept, err);
 }
 
 /* ------------------------------------------------------------------ config.json */

@@ -35,9 +35,8 @@ struct run {
     uint64_t marked; /* bytes done at the last mark */
     double marked_time;
     _Atomic uint64_t zeroed; /* values that were NaN or infinite */
-    atomic_bool stop, failed;
-    int rc; /* of the lane that failed first */
-    dsv4_err err;
+    atomic_bool stop;
+    struct lane_failure failure;
 };
 
 /* ------------------------------------------------------------------ pieces */
@@ -417,15 +416,6 @@ static int look_up(struct run *r, dsv4_err *err)
     return output_mark(r->out, all_written(r), err);
 }
 
-static void fail(struct run *r, int rc, const dsv4_err *err)
-{
-    if (!atomic_exchange(&r->failed, true)) {
-        r->rc = rc;
-        r->err = *err;
-    }
-    atomic_store(&r->stop, true);
-}
-
 static void work(const struct lane *l, void *arg)
 {
     struct run *r = arg;
@@ -440,7 +430,8 @@ static void work(const struct lane *l, void *arg)
         if (rc == 0 && l->id == 0)
             rc = look_up(r, &err);
         if (rc != 0) {
-            fail(r, rc, &err);
+            lane_fail(&r->failure, rc, &err);
+            atomic_store(&r->stop, true);
             return;
         }
     }
@@ -461,11 +452,7 @@ static int run_shard(struct run *r, dsv4_err *err)
         atomic_store(&r->desk[i].at, begin);
     TRY(output_begin(r->out, err));
     pool_run(r->pool, work, r);
-    if (atomic_load(&r->failed)) {
-        if (err)
-            *err = r->err;
-        return r->rc;
-    }
+    TRY(lane_failed(&r->failure, err));
     return output_end(r->out, err);
 }
 

@@ -11,8 +11,6 @@ struct desk {
     float *row, *back;
     uint8_t *codes, *scales;
     struct window window;
-    int rc;
-    dsv4_err err;
 };
 
 struct sampling {
@@ -23,16 +21,17 @@ struct sampling {
     size_t n_types;
     struct desk *desk; /* [lanes] */
     _Atomic size_t next;
-    atomic_bool failed;
+    struct lane_failure failure;
 };
 
-static int sample_one(const struct sampling *s, const struct sample *m, struct desk *d)
+static int sample_one(const struct sampling *s, const struct sample *m, struct desk *d,
+                      dsv4_err *err)
 {
     const struct job *j = m->job;
     size_t most = j->class == CLASS_EXPERTS ? EXPERT_ROWS : DENSE_ROWS;
     size_t n = j->in.rows < most ? j->in.rows : most;
     for (size_t i = 0; i < n; i++) {
-        TRY(window_sample(&d->window, s->source, &j->in, i * j->in.rows / n, d->row, &d->err));
+        TRY(window_sample(&d->window, s->source, &j->in, i * j->in.rows / n, d->row, err));
         for (size_t t = 0; t < s->n_types; t++) {
             struct encode_error e = {0, 0};
             encode_error(&e, &s->source->k, s->type[t], d->row, j->in.cols, j->importance, d->codes,
@@ -47,12 +46,11 @@ static int sample_one(const struct sampling *s, const struct sample *m, struct d
 static void sample_some(const struct lane *l, void *arg)
 {
     struct sampling *s = arg;
-    struct desk *d = &s->desk[l->id];
-    for (size_t i; !s->failed && (i = atomic_fetch_add(&s->next, 1)) < s->n;)
-        if ((d->rc = sample_one(s, &s->sample[i], d)) != 0) {
-            s->failed = true;
-            return;
-        }
+    dsv4_err err;
+    int rc = 0;
+    for (size_t i; !s->failure.any && (i = atomic_fetch_add(&s->next, 1)) < s->n;)
+        if ((rc = sample_one(s, &s->sample[i], &s->desk[l->id], &err)) != 0)
+            lane_fail(&s->failure, rc, &err);
 }
 
 static int open_desks(struct sampling *s, int lanes, dsv4_err *err)
@@ -80,12 +78,7 @@ static int sample_on_lanes(struct sampling *s, struct pool *pool, dsv4_err *err)
 {
     TRY(open_desks(s, pool_threads(pool), err));
     pool_run(pool, sample_some, s);
-    for (int i = 0; i < pool_threads(pool); i++)
-        if (s->desk[i].rc != 0) {
-            *err = s->desk[i].err;
-            return s->desk[i].rc;
-        }
-    return 0;
+    return lane_failed(&s->failure, err);
 }
 
 int sample_errors(struct sample *sample, size_t n, const struct wtype *const *type, size_t n_types,

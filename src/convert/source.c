@@ -60,6 +60,18 @@ void source_row(const struct source *s, const struct wmat *w, size_t r, float *o
     row_floats(&s->k, out, w, r);
 }
 
+int tensor_read(struct tensor *out, uint8_t **data, const struct source *s, const struct tensor *t,
+                const char *what, dsv4_err *err)
+{
+    TRY(mem_alloc(data, 1, (size_t)t->bytes, what, err));
+    *out = *t;
+    out->data = *data;
+    int rc = store_read(s->store, t->data, (size_t)t->bytes, *data, err);
+    if (rc != 0)
+        free(*data);
+    return rc;
+}
+
 int64_t integer_at(const struct tensor *t, uint64_t i)
 {
     int64_t wide;

@@ -49,32 +49,37 @@ static int step(struct verify *v, uint64_t bytes, dsv4_err *err)
 
 /* ------------------------------------------------------------------ one tensor */
 
-/* What a lane found in its rows. */
+/* What was found in rows. */
 struct found {
     double error, signal, largest;
+};
+
+/* What a lane compares with. */
+struct desk {
     float *row[2];
     struct window window[2];
-    int rc;
-    dsv4_err err;
+    struct found found;
 };
 
 struct rows {
     const struct verify *v;
     struct wmat w[2];     /* source, destination */
     const uint32_t *pick; /* rows of the source that the destination has; NULL: all */
-    struct found *lane;
+    struct desk *desk;    /* [lanes] */
+    struct lane_failure failure;
 };
 
-static int compare_row(const struct rows *r, struct found *f, size_t i)
+static int compare_row(const struct rows *r, struct desk *d, size_t i, dsv4_err *err)
 {
-    TRY(window_floats(&f->window[0], r->v->src, &r->w[0], r->pick ? r->pick[i] : i, f->row[0],
-                      &f->err));
-    TRY(window_floats(&f->window[1], r->v->dst, &r->w[1], i, f->row[1], &f->err));
+    struct found *f = &d->found;
+    TRY(window_floats(&d->window[0], r->v->src, &r->w[0], r->pick ? r->pick[i] : i, d->row[0],
+                      err));
+    TRY(window_floats(&d->window[1], r->v->dst, &r->w[1], i, d->row[1], err));
     for (size_t c = 0; c < r->w[0].cols; c++) {
-        double d = fabs((double)f->row[1][c] - (double)f->row[0][c]);
-        f->error += d * d;
-        f->signal += (double)f->row[0][c] * (double)f->row[0][c];
-        f->largest = d > f->largest || isnan(d) ? d : f->largest;
+        double x = fabs((double)d->row[1][c] - (double)d->row[0][c]);
+        f->error += x * x;
+        f->signal += (double)d->row[0][c] * (double)d->row[0][c];
+        f->largest = x > f->largest || isnan(x) ? x : f->largest;
     }
     return 0;
 }
@@ -82,20 +87,22 @@ static int compare_row(const struct rows *r, struct found *f, size_t i)
 static void compare_rows(const struct lane *l, void *arg)
 {
     struct rows *r = arg;
-    struct found *f = &r->lane[l->id];
+    dsv4_err err;
     size_t r0, r1;
+    int rc = 0;
     lane_split(l, r->w[1].rows, PANEL, &r0, &r1);
-    for (size_t i = r0; i < r1 && f->rc == 0; i++)
-        f->rc = compare_row(r, f, i);
+    for (size_t i = r0; i < r1 && rc == 0; i++)
+        if ((rc = compare_row(r, &r->desk[l->id], i, &err)) != 0)
+            lane_fail(&r->failure, rc, &err);
 }
 
-static int open_lane(const struct rows *r, struct found *f, dsv4_err *err)
+static int open_desk(const struct rows *r, struct desk *d, dsv4_err *err)
 {
     for (int i = 0; i < 2; i++) {
         size_t bytes[2] = {0, 0};
         window_needs(bytes, &r->w[i]);
-        TRY(mem_alloc(&f->row[i], r->w[i].cols, sizeof(float), "rows to compare", err));
-        TRY(window_open(&f->window[i], bytes, err));
+        TRY(mem_alloc(&d->row[i], r->w[i].cols, sizeof(float), "rows to compare", err));
+        TRY(window_open(&d->window[i], bytes, err));
     }
     return 0;
 }
@@ -103,27 +110,26 @@ static int open_lane(const struct rows *r, struct found *f, dsv4_err *err)
 static int compare_on_lanes(struct rows *r, struct found *sum, dsv4_err *err)
 {
     int lanes = pool_threads(r->v->pool), rc = 0;
-    TRY(mem_alloc(&r->lane, (size_t)lanes, sizeof *r->lane, "rows to compare", err));
+    TRY(mem_alloc(&r->desk, (size_t)lanes, sizeof *r->desk, "rows to compare", err));
     for (int i = 0; i < lanes && rc == 0; i++)
-        rc = open_lane(r, &r->lane[i], err);
-    if (rc == 0)
+        rc = open_desk(r, &r->desk[i], err);
+    if (rc == 0) {
         pool_run(r->v->pool, compare_rows, r);
+        rc = lane_failed(&r->failure, err);
+    }
     *sum = (struct found){0};
     for (int i = 0; i < lanes; i++) { /* always in this order */
-        struct found *f = &r->lane[i];
+        struct desk *d = &r->desk[i];
+        const struct found *f = &d->found;
         sum->error += f->error;
         sum->signal += f->signal;
         sum->largest = f->largest > sum->largest || isnan(f->largest) ? f->largest : sum->largest;
-        if (rc == 0 && f->rc != 0) {
-            rc = f->rc;
-            *err = f->err;
-        }
         for (int j = 0; j < 2; j++) {
-            free(f->row[j]);
-            window_close(&f->window[j]);
+            free(d->row[j]);
+            window_close(&d->window[j]);
         }
     }
-    free(r->lane);
+    free(r->desk);
     return rc;
 }
 
@@ -209,6 +215,7 @@ static int compare_bytes(struct verify *v, const struct pair *x, enum dtype dtyp
                          const uint8_t *made, uint64_t n, dsv4_err *err)
 {
     const struct tensor *d = store_find(v->dst->store, x->as);
+    const size_t piece = n < PIECE ? (size_t)n : PIECE;
     uint8_t *buf;
     int rc = 0;
     if (!d) {
@@ -219,13 +226,13 @@ static int compare_bytes(struct verify *v, const struct pair *x, enum dtype dtyp
         damaged(v, x->as, "is not what the source has");
         return 0;
     }
-    TRY(mem_alloc(&buf, 2, PIECE, "bytes to compare", err));
-    for (uint64_t at = 0; at < n && rc == 0; at += PIECE) {
-        size_t part = n - at < PIECE ? (size_t)(n - at) : PIECE;
+    TRY(mem_alloc(&buf, 2, piece, "bytes to compare", err));
+    for (uint64_t at = 0; at < n && rc == 0; at += piece) {
+        size_t part = n - at < piece ? (size_t)(n - at) : piece;
         if (!made)
             rc = store_read(v->src->store, x->t->data + at, part, buf, err);
         if (rc == 0)
-            rc = compare_piece(v, x, d, dtype, made ? made + at : buf, at, part, buf + PIECE, err);
+            rc = compare_piece(v, x, d, dtype, made ? made + at : buf, at, part, buf + piece, err);
     }
     free(buf);
     return rc;
@@ -234,30 +241,28 @@ static int compare_bytes(struct verify *v, const struct pair *x, enum dtype dtyp
 /* Rows of blocks that became floats. */
 static int compare_floats(struct verify *v, const struct pair *x, dsv4_err *err)
 {
-    struct rows r = {.v = v};
-    struct found f = {0};
-    uint8_t *buf = NULL;
+    struct wmat w;
+    struct window window;
+    size_t bytes[2] = {0, 0};
+    float *row; /* as it should be, as it is */
     const struct tensor *d = store_find(v->dst->store, x->as);
-    TRY(matrix_find(&r.w[0], v->src->store, v->src->cfg, x->t->name, 0, 0, err));
-    size_t n = (size_t)r.w[0].cols * sizeof(float);
-    if (!d || d->dtype != DTYPE_F32 || d->bytes != (uint64_t)r.w[0].rows * n) {
+    TRY(matrix_find(&w, v->src->store, v->src->cfg, x->t->name, 0, 0, err));
+    size_t n = (size_t)w.cols * sizeof *row;
+    if (!d || d->dtype != DTYPE_F32 || d->bytes != (uint64_t)w.rows * n) {
         damaged(v, x->as, "is missing or has another shape than in the source");
         return 0;
     }
-    r.w[1] = r.w[0];
-    int rc = open_lane(&r, &f, err);
-    if (rc == 0)
-        rc = mem_alloc(&buf, n, 1, "a row to compare", err);
-    for (size_t i = 0; i < r.w[0].rows && rc == 0; i++) {
-        rc = window_floats(&f.window[0], v->src, &r.w[0], i, f.row[0], err);
+    window_needs(bytes, &w);
+    TRY(mem_alloc(&row, 2, n, "a row to compare", err));
+    int rc = window_open(&window, bytes, err);
+    for (size_t i = 0; i < w.rows && rc == 0; i++) {
+        rc = window_floats(&window, v->src, &w, i, row, err);
         if (rc == 0)
-            rc = compare_piece(v, x, d, DTYPE_F32, (const uint8_t *)f.row[0], i * n, n, buf, err);
+            rc = compare_piece(v, x, d, DTYPE_F32, (const uint8_t *)row, i * n, n,
+                               (uint8_t *)(row + w.cols), err);
     }
-    free(buf);
-    for (int j = 0; j < 2; j++) {
-        free(f.row[j]);
-        window_close(&f.window[j]);
-    }
+    window_close(&window);
+    free(row);
     return rc;
 }
 
@@ -294,36 +299,24 @@ static int any_rows(bool *found, struct wmat *w, const struct source *s, const s
     return 0;
 }
 
-/* A tensor whose data is in memory of ours: to be freed. */
-static int read_tensor(struct tensor *out, const struct source *s, const struct tensor *t,
-                       dsv4_err *err)
-{
-    uint8_t *data;
-    TRY(mem_alloc(&data, 1, t->bytes, "integers to compare", err));
-    *out = *t;
-    out->data = data;
-    int rc = store_read(s->store, t->data, (size_t)t->bytes, data, err);
-    if (rc != 0)
-        free(data);
-    return rc;
-}
-
 /* *same: a tensor of integers, and the same numbers as I32. */
 static int compare_integers(bool *same, struct verify *v, const struct tensor *t,
                             const struct tensor *d, dsv4_err *err)
 {
+    static const char what[] = "integers to compare";
     struct tensor a, b;
+    uint8_t *a_data, *b_data;
     *same = d->dtype == DTYPE_I32 && (t->dtype == DTYPE_I64 || t->dtype == DTYPE_I32) &&
             t->bytes / dtype_size(t->dtype) == d->bytes / sizeof(int32_t);
     if (!*same)
         return 0;
-    TRY(read_tensor(&a, v->src, t, err));
-    int rc = read_tensor(&b, v->dst, d, err);
+    TRY(tensor_read(&a, &a_data, v->src, t, what, err));
+    int rc = tensor_read(&b, &b_data, v->dst, d, what, err);
     for (size_t i = 0; rc == 0 && *same && i < d->bytes / sizeof(int32_t); i++)
         *same = integer_at(&a, i) == integer_at(&b, i);
-    free((void *)(uintptr_t)a.data);
     if (rc == 0)
-        free((void *)(uintptr_t)b.data);
+        free(b_data);
+    free(a_data);
     return rc;
 }
 

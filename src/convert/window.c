@@ -56,11 +56,16 @@ void window_close(struct window *w)
     *w = (struct window){0};
 }
 
-/* Codes of rows from .. to, behind those of `lead` rows, and their scales. */
+/* Rows from .. to, behind `lead` others of which nothing is read. */
 static int read_rows(struct window *w, const struct source *s, const struct wmat *m, size_t from,
                      size_t to, size_t lead, dsv4_err *err)
 {
     size_t at[2], bytes[2];
+    w->of = NULL; /* a failure leaves none */
+    w->m = *m;
+    w->m.rows = (uint32_t)(lead + to - from);
+    w->m.codes = w->data[0];
+    w->m.scales = m->scales ? w->data[1] : NULL;
     span_of(m, from, to, at, bytes);
     TRY(store_read(s->store, m->codes + at[0], bytes[0], w->data[0] + lead * m->code_ld, err));
     if (m->scales)
@@ -75,11 +80,6 @@ int window_row(struct window *w, const struct source *s, const struct wmat *m, s
     *at = lead + row - from;
     if (w->of == m->codes && w->from == from)
         return 0;
-    w->of = NULL; /* a failure leaves none */
-    w->m = *m;
-    w->m.rows = (uint32_t)(lead + end_of_panel(m, from) - from);
-    w->m.codes = w->data[0];
-    w->m.scales = m->scales ? w->data[1] : NULL;
     TRY(read_rows(w, s, m, from, end_of_panel(m, from), lead, err));
     w->of = m->codes;
     w->from = from;
@@ -100,11 +100,6 @@ int window_sample(struct window *w, const struct source *s, const struct wmat *m
 {
     if (m->panels)
         return window_floats(w, s, m, row, out, err);
-    w->of = NULL;
-    w->m = *m;
-    w->m.rows = 1;
-    w->m.codes = w->data[0];
-    w->m.scales = m->scales ? w->data[1] : NULL;
     TRY(read_rows(w, s, m, row, row + 1, 0, err));
     source_row(s, &w->m, 0, out);
     return 0;

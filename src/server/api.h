@@ -116,6 +116,8 @@ void openai_sampling(const struct openai_params *p, struct turn_sampling *s);
 
 /* {"id": ..., "choices":[ */
 void openai_head(struct turn *t, const char *object);
+/* Ends a piece of a stream behind its choices; usage: writes {"prompt_tokens": ...}. */
+void openai_piece_end(struct turn *t, void (*usage)(struct turn *t));
 void openai_logprob(struct turn *t, const dsv4_logprob *l);
 /* Messages of a chat as dsv4_request knows them: other names for the same things are replaced, members and
  * parts that nobody knows refused. NULL is no message. */

@@ -78,7 +78,7 @@ static void write_usage(struct turn *t)
 {
     size_t reasoning, n = turn_tokens(t, &reasoning);
     out_printf(&t->out,
-               "\"usage\":{\"prompt_tokens\":%zu,\"completion_tokens\":%zu,\"total_tokens\":%zu,"
+               "{\"prompt_tokens\":%zu,\"completion_tokens\":%zu,\"total_tokens\":%zu,"
                "\"prompt_tokens_details\":{\"cached_tokens\":%zu}}",
                t->prompt_tokens, n, t->prompt_tokens + n, t->cached_tokens);
 }
@@ -136,18 +136,6 @@ static void write_choice(struct turn *t, size_t choice, const char *text, size_t
         out_text(&t->out, ",\"finish_reason\":null}");
 }
 
-static void piece_end(struct turn *t)
-{
-    out_text(&t->out, "]");
-    if (t->running_usage) {
-        out_text(&t->out, ",");
-        write_usage(t);
-    } else if (t->include_usage)
-        out_text(&t->out, ",\"usage\":null");
-    out_text(&t->out, "}");
-    sse_end(t);
-}
-
 static void on_begin(struct turn *t)
 {
     (void)t;
@@ -160,7 +148,8 @@ static void on_piece(struct turn *t, unsigned choice, const struct piece *p)
     sse_begin(t, NULL);
     openai_head(t, "text_completion");
     write_choice(t, choice, p->text, p->len, NULL);
-    piece_end(t);
+    out_text(&t->out, "]");
+    openai_piece_end(t, write_usage);
 }
 
 static void on_finish(struct turn *t, unsigned choice)
@@ -168,7 +157,8 @@ static void on_finish(struct turn *t, unsigned choice)
     sse_begin(t, NULL);
     openai_head(t, "text_completion");
     write_choice(t, choice, "", 0, finish_name(turn_result(t, choice)->finish));
-    piece_end(t);
+    out_text(&t->out, "]");
+    openai_piece_end(t, write_usage);
 }
 
 static void on_end(struct turn *t)
@@ -176,7 +166,7 @@ static void on_end(struct turn *t)
     if (t->include_usage) {
         sse_begin(t, NULL);
         openai_head(t, "text_completion");
-        out_text(&t->out, "],");
+        out_text(&t->out, "],\"usage\":");
         write_usage(t);
         out_text(&t->out, "}");
         sse_end(t);
@@ -193,7 +183,7 @@ static void on_whole(struct turn *t)
         write_choice(t, i, r->content.b.data ? r->content.b.data : "", r->content.b.len,
                      finish_name(r->finish));
     }
-    out_text(&t->out, "],");
+    out_text(&t->out, "],\"usage\":");
     write_usage(t);
     out_text(&t->out, "}");
 }

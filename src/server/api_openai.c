@@ -158,19 +158,6 @@ static void chunk_begin(struct turn *t)
     openai_head(t, "chat.completion.chunk");
 }
 
-static void chunk_end(struct turn *t)
-{
-    if (t->include_usage) {
-        out_text(&t->out, ",\"usage\":");
-        if (t->running_usage)
-            write_usage(t);
-        else
-            out_text(&t->out, "null");
-    }
-    out_text(&t->out, "}");
-    sse_end(t);
-}
-
 static void delta_begin(struct turn *t, size_t choice)
 {
     chunk_begin(t);
@@ -190,7 +177,7 @@ static void delta_end(struct turn *t, const char *finish, const struct result *r
     else
         out_text(&t->out, "null");
     out_text(&t->out, "}]");
-    chunk_end(t);
+    openai_piece_end(t, write_usage);
 }
 
 static void chat_begin(struct turn *t)
@@ -272,7 +259,7 @@ static void chat_progress(struct turn *t, size_t cached, size_t done, size_t tot
         out_printf(&t->out, "%.1f}", (double)(total - done) / rate);
     else
         out_text(&t->out, "null}");
-    chunk_end(t);
+    openai_piece_end(t, write_usage);
 }
 
 /* ---- the whole */

@@ -67,6 +67,19 @@ void openai_head(struct turn *t, const char *object)
     out_text(&t->out, ",\"system_fingerprint\":\"dsv4-" DSV4_VERSION "\",\"choices\":[");
 }
 
+void openai_piece_end(struct turn *t, void (*usage)(struct turn *t))
+{
+    if (t->include_usage) {
+        out_text(&t->out, ",\"usage\":");
+        if (t->running_usage)
+            usage(t);
+        else
+            out_text(&t->out, "null");
+    }
+    out_text(&t->out, "}");
+    sse_end(t);
+}
+
 void openai_logprob(struct turn *t, const dsv4_logprob *l)
 {
     out_number(&t->out, fmax(-9999, (double)l->logprob)); /* JSON has no infinity */

@@ -289,6 +289,21 @@ static bool last_to_arrive(struct meeting *m, int all)
     return true;
 }
 
+void lane_fail(struct lane_failure *f, int rc, const dsv4_err *err)
+{
+    if (atomic_exchange(&f->any, true))
+        return;
+    f->rc = rc;
+    f->err = *err;
+}
+
+int lane_failed(const struct lane_failure *f, dsv4_err *err)
+{
+    if (f->rc != 0 && err)
+        *err = f->err;
+    return f->rc;
+}
+
 unsigned pool_barriers(const struct pool *p)
 {
     return atomic_load_explicit(&p->group[0].generation, memory_order_relaxed);

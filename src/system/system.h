@@ -307,6 +307,17 @@ void lane_barrier(const struct lane *l);
 /* How often all lanes met so far, modulo 2^32; one lane alone meets nobody. Between steps. */
 unsigned pool_barriers(const struct pool *p);
 
+/* What went wrong on lanes, which return nothing: the first of it stays. {0}: nothing. */
+struct lane_failure {
+    atomic_bool any;
+    int rc;
+    dsv4_err err;
+};
+
+void lane_fail(struct lane_failure *f, int rc, const dsv4_err *err);
+/* Its status and message, after pool_run(); 0: nothing went wrong. */
+int lane_failed(const struct lane_failure *f, dsv4_err *err);
+
 /* The only lane of a step that has just one. */
 static inline struct lane lane_alone(struct pool *p)
 {
