@@ -89,6 +89,21 @@ static void fit_at(struct fit *f, const struct trial *t, const struct side *inve
 
 #define TINY 0x1p-100f /* no f16 is a scale for so little */
 
+/* Values of four groups, worked on at once without branches; every machine has registers of this width. */
+enum { FOUR = 4 };
+typedef float values __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t bits __attribute__((vector_size(16), aligned(4), may_alias));
+
+static inline values *four(struct side *s, size_t j)
+{
+    return (values *)(s->at + j);
+}
+
+static inline values pick(bits where, values a, values b)
+{
+    return (values)((where & (bits)a) | (~where & (bits)b));
+}
+
 /* The best scales up to now, and what they take from the errors. */
 struct best {
     struct side gain, scale;
@@ -99,17 +114,22 @@ static void try_at(struct best *b, const struct trial *t, const struct side *inv
 {
     struct fit f;
     fit_at(&f, t, inverse);
-    for (int j = 0; j < PANEL; j++) {
-        float scale = f.qq.at[j] > 0 ? f.xq.at[j] / f.qq.at[j] : 0, gain = f.xq.at[j] * scale;
-        bool better = gain > b->gain.at[j];
-        b->gain.at[j] = better ? gain : b->gain.at[j];
-        b->scale.at[j] = better ? scale : b->scale.at[j];
+    for (size_t j = 0; j < PANEL; j += FOUR) {
+        values xq = *four(&f.xq, j), qq = *four(&f.qq, j), *most = four(&b->gain, j);
+        values scale = pick(qq > 0, xq / qq, (values){0}), gain = xq * scale;
+        bits better = gain > *most;
+        *most = pick(better, gain, *most);
+        *four(&b->scale, j) = pick(better, scale, *four(&b->scale, j));
     }
 }
 
-static inline float inverse_of(float scale)
+/* what / x, and 0 where x is next to nothing. */
+static void over(struct side *out, float what, struct side *x)
 {
-    return fabsf(scale) < TINY ? 0 : 1 / scale;
+    for (size_t j = 0; j < PANEL; j += FOUR) {
+        values v = *four(x, j), size = (values)((bits)v & INT32_MAX);
+        *four(out, j) = pick(size < TINY, (values){0}, what / v);
+    }
 }
 
 /* sum w (x - s q)^2 - sum w x^2 at scales as they are stored. */
@@ -117,10 +137,9 @@ static void error_at(struct side *error, const struct trial *t, const uint16_t *
 {
     struct side s, inverse;
     struct fit f;
-    for (int j = 0; j < PANEL; j++) {
+    for (int j = 0; j < PANEL; j++)
         s.at[j] = f16_value(scale[j]);
-        inverse.at[j] = inverse_of(s.at[j]);
-    }
+    over(&inverse, 1, &s);
     fit_at(&f, t, &inverse);
     for (int j = 0; j < PANEL; j++)
         error->at[j] = s.at[j] * (s.at[j] * f.qq.at[j] - 2 * f.xq.at[j]);
@@ -143,7 +162,7 @@ static void try_powers(struct best *b, const struct trial *t, const struct side 
     try_at(b, t, &inverse);
 }
 
-static void search(struct best *b, const struct trial *t, const struct side *most)
+static void search(struct best *b, const struct trial *t, struct side *most)
 {
     const struct grid *l = t->l;
     bool fine =
@@ -156,27 +175,25 @@ static void search(struct best *b, const struct trial *t, const struct side *mos
     for (int side = 0; side < (l->low == -l->high ? 1 : 2); side++)
         for (size_t i = 0; i < n; i++) {
             float end = (side ? l->high : l->low) * part[i];
-            for (int j = 0; j < PANEL; j++)
-                inverse.at[j] = fabsf(most->at[j]) < TINY ? 0 : end / most->at[j];
+            over(&inverse, end, most);
             try_at(b, t, &inverse);
         }
-    for (int j = 0; j < PANEL; j++)
-        inverse.at[j] = inverse_of(b->scale.at[j]);
+    over(&inverse, 1, &b->scale);
     try_at(b, t, &inverse); /* the codes of the best scale have a better one still */
 }
 
 /* The value of largest magnitude of every group: its least or its greatest. */
-static void largest(struct side *restrict most, const struct side *restrict x)
+static void largest(struct side *most, const struct side *x)
 {
-    struct side least = x[0], greatest = x[0];
-    for (int i = 1; i < GROUP; i++)
-        for (int j = 0; j < PANEL; j++) {
-            float v = x[i].at[j];
-            least.at[j] = v < least.at[j] ? v : least.at[j];
-            greatest.at[j] = v > greatest.at[j] ? v : greatest.at[j];
+    for (size_t j = 0; j < PANEL; j += FOUR) {
+        values least = *(const values *)(x[0].at + j), greatest = least;
+        for (size_t i = 1; i < GROUP; i++) {
+            values v = *(const values *)(x[i].at + j);
+            least = pick(v < least, v, least);
+            greatest = pick(v > greatest, v, greatest);
         }
-    for (int j = 0; j < PANEL; j++)
-        most->at[j] = greatest.at[j] > -least.at[j] ? greatest.at[j] : least.at[j];
+        *four(most, j) = pick(greatest > -least, greatest, least);
+    }
 }
 
 void group_scales(const struct kernels *k, uint16_t *scale, const struct grid *l,
