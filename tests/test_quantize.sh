@@ -167,6 +167,12 @@ says err 'every token goes to 2'
 quantize 2 --prune-experts 8 models/nano "$T/no"
 says err 'needs an importance file'
 
+# ------------------------------------------------------------------ more shards than descriptors, as they are set
+quantize 0 -q --shard-size 20K models/nano "$T/shards"
+run 0 sh -c "ulimit -Sn 64 && '$Q' -q '$T/shards' '$T/joined'"
+quantize 0 -q --verify models/nano "$T/joined"
+rm -rf "$T/shards" "$T/joined"
+
 # ------------------------------------------------------------------ what it refuses
 quantize 2
 quantize 2 models/nano
@@ -175,6 +181,24 @@ quantize 2 models/nano "$T/native"
 says err 'exists and is not empty'
 quantize 2 models/nano models/nano
 says err 'same directory'
+# the last step gives the finished directory its name: what cannot have it is known before the first
+mkdir "$T/place" "$T/place/mount" && ln -s . "$T/place/link" && mkfifo "$T/place/fifo"
+for no in "" . .. / "$T/place/." "$T/place/link" "$T/place/fifo"; do quantize 2 models/nano "$no"; done
+says err 'fifo exists and is not a directory'
+quantize 2 "" "$T/no"
+says err 'name of the source is empty'
+if unshare -rm mount -t tmpfs none "$T/place/mount" 2>/dev/null; then
+    run 2 unshare -rm sh -c "mount -t tmpfs none '$T/place/mount' && '$Q' models/nano '$T/place/mount'"
+    says err 'where a file system is mounted'
+fi
+if [ "$(cd "$T/place" && echo *)" = "fifo link mount" ]; then pass; else fail "a refused destination left something"; fi
+for what in --calibrate --sensitivity; do
+    quantize 2 $what "$T/text" models/nano ""
+    for no in "$T/place" "$T/place/fifo"; do quantize 1 $what "$T/text" models/nano "$no"; done
+    says err 'fifo: a device or the like, not a file'
+    quantize 1 $what "$T/text" models/nano "$T/no/such/place"
+    if [ -p "$T/place/fifo" ]; then pass; else fail "$what replaced a FIFO"; fi
+done
 quantize 2 --type q7 models/nano "$T/no"
 says err 'unknown type "q7"'
 quantize 2 --tensor 'layer.0.attn.wq_a=q8' models/nano "$T/no"

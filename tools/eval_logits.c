@@ -206,6 +206,7 @@ int logits_create(struct logits_file *f, const char *path, const struct logits_h
     *f = (struct logits_file){.head = *h, .fd = -1};
     if (!*path)
         return err_set(err, DSV4_USAGE, "--save-logits: the name of the file is empty");
+    TRY(file_replaceable(path, err));
     int rc = bytes_printf(&aside, err, "%s.part", path);
     f->aside = aside.data;
     if (rc == 0 && !(f->path = strdup(path)))

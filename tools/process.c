@@ -2,6 +2,9 @@
  * something else about it. */
 #include "process.h"
 
+#include "bus_error.h"
+#include "src/system/system.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -9,17 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-/* What the handler says; a handler reaches nothing but globals. */
-static char bus_error_text[128];
-
-/* A mapped file became shorter than it was (or its disk is gone): nothing can be computed any more. */
-static void on_bus_error(int sig)
-{
-    (void)sig;
-    (void)!write(STDERR_FILENO, bus_error_text, strlen(bus_error_text));
-    _exit(3);
-}
 
 /* Descriptors 0 to 2 that were closed at start are opened the wrong way round, so that no file of
  * ours takes their place and using them fails instead of doing harm. */
@@ -32,19 +24,17 @@ static void fill_descriptors(void)
 
 static void set_signals(const char *program)
 {
-    struct sigaction a = {.sa_handler = on_bus_error};
-    snprintf(bus_error_text, sizeof bus_error_text,
-             "%s: a file of the model shrank or could not be read while in use\n", program);
+    struct sigaction a = {.sa_handler = SIG_IGN}; /* writing then fails, with a message */
     sigemptyset(&a.sa_mask);
-    sigaction(SIGBUS, &a, NULL);
-    a.sa_handler = SIG_IGN; /* writing then fails, with a message */
     sigaction(SIGPIPE, &a, NULL);
     sigaction(SIGXFSZ, &a, NULL);
+    bus_error_catch(program);
 }
 
 void process_begin(struct terminal *t, const char *program)
 {
     fill_descriptors();
+    descriptors_raise(); /* every shard of a model keeps one */
     set_signals(program);
     terminal_open(t, program);
 }

@@ -390,6 +390,14 @@ int output_finish(struct output *o, dsv4_err *err);
 /* What is not finished stays, to be continued. */
 void output_close(struct output *o);
 
+/* ------------------------------------------------------------------ destination.c */
+
+/* PATH (without slashes at its end) may be absent or an empty directory, never the source, and a finished directory or
+ * `file` can be renamed to it. */
+int destination_check(const char *path, const char *source, bool file, dsv4_err *err);
+
+/* ------------------------------------------------------------------ sum.c */
+
 /* The checksum of a file as "xxh128:HEX"; empty in builds without xxHash. Reads it all. */
 int file_sum(char **out, const char *path, dsv4_progress_fn progress, void *arg, dsv4_err *err);
 

@@ -15,15 +15,12 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
-#ifdef HAVE_XXHASH
-#include <xxhash.h>
-#endif
 
 #define STATE  "convert.json"
 #define INDEX  "model.safetensors.index.json"
 #define CONFIG "config.json"
 
-enum { SMALL_FILE = 64 << 20, SUM_STEP = 4 << 20, SUM_CAP = 40 };
+enum { SMALL_FILE = 64 << 20 };
 
 /* Files of a checkpoint beside config and weights; those that are there are carried along. */
 static const char *const carried[] = {"tokenizer.json",
@@ -45,64 +42,6 @@ static int path_in(char **out, const char *dir, const char *name, dsv4_err *err)
         free(b.data);
     else
         *out = b.data;
-    return rc;
-}
-
-/* ------------------------------------------------------------------ checksums */
-
-#ifdef HAVE_XXHASH
-static int sum_of(char **out, int fd, const char *path, uint8_t *buffer, XXH3_state_t *s,
-                  dsv4_progress_fn progress, void *arg, dsv4_err *err)
-{
-    uint64_t at = 0;
-    struct stat st;
-    if (fstat(fd, &st) != 0)
-        return err_errno(err, DSV4_FAILED, path, "look at");
-    XXH3_128bits_reset(s);
-    for (ssize_t n; (n = pread(fd, buffer, SUM_STEP, (off_t)at)) != 0; at += (uint64_t)n) {
-        if (n < 0 && errno == EINTR) {
-            n = 0;
-            continue;
-        }
-        if (n < 0)
-            return err_errno(err, DSV4_FAILED, path, "read");
-        XXH3_128bits_update(s, buffer, (size_t)n);
-        if (progress && progress(arg, at + (uint64_t)n, (uint64_t)st.st_size))
-            return err_set(err, DSV4_INTERRUPTED, "interrupted while reading %s", path);
-    }
-    XXH128_hash_t h = XXH3_128bits_digest(s);
-    snprintf(*out, SUM_CAP, "xxh128:%016llx%016llx", (unsigned long long)h.high64,
-             (unsigned long long)h.low64);
-    return 0;
-}
-#endif
-
-int file_sum(char **out, const char *path, dsv4_progress_fn progress, void *arg, dsv4_err *err)
-{
-    TRY(mem_alloc(out, SUM_CAP, 1, "a checksum", err));
-    int rc = 0;
-#ifdef HAVE_XXHASH
-    uint8_t *buffer = NULL;
-    XXH3_state_t *s = XXH3_createState();
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    rc = s ? mem_alloc(&buffer, SUM_STEP, 1, "a checksum", err) : err_memory(err, 0, "a checksum");
-    if (rc == 0 && fd < 0)
-        rc = err_errno(err, DSV4_FAILED, path, "open");
-    if (rc == 0)
-        rc = sum_of(out, fd, path, buffer, s, progress, arg, err);
-    if (fd >= 0)
-        close(fd);
-    XXH3_freeState(s);
-    free(buffer);
-#else
-    (void)path;
-    (void)progress;
-    (void)arg;
-#endif
-    if (rc != 0) {
-        free(*out);
-        *out = NULL; /* of output.sum, which is released as a whole */
-    }
     return rc;
 }
 
@@ -158,7 +97,7 @@ static int use_state(struct output *o, const json_t *j, dsv4_err *err)
         const char *s = json_string_value(json_array_get(sums, i));
         free(o->sum[i]);
         if (!(o->sum[i] = strdup(s ? s : "")))
-            return err_memory(err, SUM_CAP, "a checksum");
+            return err_memory(err, 0, "a checksum");
     }
     o->shard = (size_t)shard;
     o->pieces = (uint64_t)pieces;
@@ -285,33 +224,6 @@ static int check_room(const struct output *o, dsv4_err *err)
                    gib(need), gib(room));
 }
 
-/* The destination may be absent or an empty directory, and never the source. */
-static int check_final(const struct output *o, dsv4_err *err)
-{
-    struct stat a, b;
-    if (stat(o->final, &a) != 0) {
-        if (errno == ENOENT)
-            return 0;
-        return err_errno(err, DSV4_FAILED, o->final, "look at");
-    }
-    if (stat(o->plan->source->dir, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
-        return err_set(err, DSV4_USAGE, "%s: source and destination are the same directory",
-                       o->final);
-    if (o->plan->gguf)
-        return err_set(err, DSV4_USAGE, "%s exists", o->final);
-    if (!S_ISDIR(a.st_mode))
-        return err_set(err, DSV4_USAGE, "%s exists and is not a directory", o->final);
-    DIR *d = opendir(o->final);
-    bool empty = true;
-    for (const struct dirent *x; d && (x = readdir(d));)
-        empty = empty && (strcmp(x->d_name, ".") == 0 || strcmp(x->d_name, "..") == 0);
-    if (d)
-        closedir(d);
-    if (!empty)
-        return err_set(err, DSV4_USAGE, "%s exists and is not empty", o->final);
-    return 0;
-}
-
 static int make_directory(struct output *o, dsv4_err *err)
 {
     if (mkdir(o->partial, 0777) != 0 && errno != EEXIST)
@@ -342,7 +254,7 @@ static int open_all(struct output *o, const char *path, bool restart, dsv4_err *
 {
     TRY(mem_alloc(&o->sum, o->plan->n_shards, sizeof *o->sum, "checksums", err));
     TRY(set_paths(o, path, err));
-    TRY(check_final(o, err));
+    TRY(destination_check(o->final, o->plan->source->dir, o->plan->gguf, err));
     TRY(make_directory(o, err));
     TRY(resume(o, restart, err));
     return check_room(o, err);
@@ -477,7 +389,7 @@ static int write_rest(const struct output *o, dsv4_err *err)
 /* The one file leaves the directory, which goes with what it says of the work. */
 static int finish_file(struct output *o, dsv4_err *err)
 {
-    TRY(check_final(o, err));
+    TRY(destination_check(o->final, o->plan->source->dir, o->plan->gguf, err));
     if (renameat(o->dir, o->plan->shard[0].name, AT_FDCWD, o->final) != 0)
         return err_errno(err, DSV4_FAILED, o->final, "give the finished file its name");
     file_sync_directory_of(o->final);

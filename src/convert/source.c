@@ -35,6 +35,8 @@ int source_open_config(struct source *s, const char *config, size_t len, dsv4_er
 int source_open(struct source *s, const char *dir, dsv4_err *err)
 {
     *s = (struct source){0};
+    if (!*dir)
+        return err_set(err, DSV4_USAGE, "the name of the source is empty");
     kernels_init(&s->k, NULL);
     if (!(s->dir = strdup(dir)))
         return err_memory(err, strlen(dir) + 1, "a path");

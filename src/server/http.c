@@ -17,7 +17,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -331,13 +330,7 @@ static void no_message(void *arg, const char *format, va_list a)
 
 static size_t connections_possible(size_t wanted)
 {
-    struct rlimit r;
-    if (getrlimit(RLIMIT_NOFILE, &r) != 0)
-        return wanted;
-    r.rlim_cur = r.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &r);
-    getrlimit(RLIMIT_NOFILE, &r);
-    size_t room = r.rlim_cur > 128 ? (size_t)r.rlim_cur - 128 : 1;
+    size_t all = descriptors_raise(), room = all > 128 ? all - 128 : 1;
     return wanted < room ? wanted : room;
 }
 

@@ -53,7 +53,7 @@ static int layer_mean(struct layer_mean *m, const struct statistics *s, const st
 struct writing {
     const struct statistics *s;
     struct bytes header;
-    struct file_aside file;
+    const struct file_aside *file;
     uint64_t at;
     float *floats; /* [widest] importance of one matrix */
     const struct layer *mean_of;
@@ -95,7 +95,7 @@ static int put(struct writing *w, const char *name, const char *dtype, const uin
     for (int i = 0; i < rank; i++)
         bytes *= dim[i];
     if (w->data)
-        return file_write_all(w->file.fd, w->file.path, data, (size_t)bytes, w->err);
+        return file_write_all(w->file->fd, w->file->path, data, (size_t)bytes, w->err);
     TRY(bytes_printf(&w->header, w->err, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%llu", name, dtype,
                      (unsigned long long)dim[0]));
     if (rank == 2)
@@ -185,26 +185,21 @@ static int put_header(struct writing *w, size_t tokens)
     uint64_t len = w->header.len - 8;
     for (int i = 0; i < 8; i++)
         w->header.data[i] = (char)(len >> 8 * i);
-    return file_write_all(w->file.fd, w->file.path, w->header.data, w->header.len, w->err);
+    return file_write_all(w->file->fd, w->file->path, w->header.data, w->header.len, w->err);
 }
 
-static int write_file(const struct statistics *s, const char *path, size_t tokens, dsv4_err *err)
+static int write_file(const struct statistics *s, const struct file_aside *file, size_t tokens,
+                      dsv4_err *err)
 {
-    struct writing w = {.s = s, .err = err};
-    dsv4_err later;
+    struct writing w = {.s = s, .file = file, .err = err};
     size_t widest = 0;
     for (size_t i = 0; i < s->n; i++)
         widest = s->in[i].w->cols > widest ? s->in[i].w->cols : widest;
     TRY(mem_alloc(&w.floats, widest, sizeof *w.floats, "a file", err));
-    int rc = file_aside_open(&w.file, path, err);
-    if (rc == 0) {
-        rc = put_header(&w, tokens);
-        w.data = true;
-        if (rc == 0)
-            rc = put_all(&w);
-        int closed = file_aside_close(&w.file, rc == 0, rc == 0 ? err : &later);
-        rc = rc != 0 ? rc : closed;
-    }
+    int rc = put_header(&w, tokens);
+    w.data = true;
+    if (rc == 0)
+        rc = put_all(&w);
     free(w.header.data);
     free(w.floats);
     free(w.mean.w1);
@@ -242,17 +237,10 @@ static int report(char **json, const struct statistics *s, size_t tokens, dsv4_e
     return rc;
 }
 
-int dsv4_calibrate(dsv4_engine *e, const int32_t *ids, size_t n, const char *file,
-                   const dsv4_calibrate_options *opt, char **json, dsv4_err *err)
+static int gather(dsv4_engine *e, const int32_t *ids, size_t n, const struct file_aside *file,
+                  const dsv4_calibrate_options *opt, char **json, dsv4_err *err)
 {
-    static const dsv4_calibrate_options defaults;
     struct statistics *s;
-    opt = opt ? opt : &defaults;
-    *json = NULL;
-    if (n == 0)
-        return err_set(err, DSV4_USAGE, "the text for the calibration is empty");
-    if (!e->cp.store)
-        return err_set(err, DSV4_USAGE, "a synthetic engine has nothing to calibrate");
     TRY(statistics_open(&s, e->cp.m, opt->covariance, err));
     e->batch->observer = &s->observer;
     struct windows text = {.ids = ids,
@@ -270,4 +258,26 @@ int dsv4_calibrate(dsv4_engine *e, const int32_t *ids, size_t n, const char *fil
         rc = report(json, s, n, err);
     statistics_close(s);
     return rc;
+}
+
+int dsv4_calibrate(dsv4_engine *e, const int32_t *ids, size_t n, const char *file,
+                   const dsv4_calibrate_options *opt, char **json, dsv4_err *err)
+{
+    static const dsv4_calibrate_options defaults;
+    opt = opt ? opt : &defaults;
+    *json = NULL;
+    if (n == 0)
+        return err_set(err, DSV4_USAGE, "the text for the calibration is empty");
+    if (!e->cp.store)
+        return err_set(err, DSV4_USAGE, "a synthetic engine has nothing to calibrate");
+    struct file_aside f; /* opened first: a path that is none is known before the work */
+    dsv4_err later;
+    TRY(file_aside_open(&f, file, err));
+    int rc = gather(e, ids, n, &f, opt, json, err);
+    int closed = file_aside_close(&f, rc == 0, rc == 0 ? err : &later);
+    if (rc == 0 && closed != 0) {
+        dsv4_free(*json);
+        *json = NULL;
+    }
+    return rc != 0 ? rc : closed;
 }

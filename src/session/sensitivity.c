@@ -305,14 +305,19 @@ static int tell(const struct trials *t, char **json, dsv4_err *err)
     return rc;
 }
 
-static int write_text(const char *path, const char *text, dsv4_err *err)
+static int measure(struct trials *t, const struct file_aside *file, char **json, dsv4_err *err)
 {
-    struct file_aside f;
-    dsv4_err later;
-    TRY(file_aside_open(&f, path, err));
-    int rc = file_write_all(f.fd, f.path, text, strlen(text), err);
-    int closed = file_aside_close(&f, rc == 0, rc == 0 ? err : &later);
-    return rc != 0 ? rc : closed;
+    int rc = open_trials(t, err);
+    if (rc == 0)
+        rc = run_reference(t, err);
+    for (size_t i = 0; i < t->n && rc == 0; i++)
+        rc = run_trial(t, i, err);
+    if (rc == 0)
+        rc = tell(t, json, err);
+    if (rc == 0)
+        rc = file_write_all(file->fd, file->path, *json, strlen(*json), err);
+    close_trials(t);
+    return rc;
 }
 
 int dsv4_sensitivity(dsv4_engine *e, const int32_t *ids, size_t n, const char *file,
@@ -335,17 +340,15 @@ int dsv4_sensitivity(dsv4_engine *e, const int32_t *ids, size_t n, const char *f
     if (!t.type || !wformat_has_halves(t.type->format))
         return err_set(err, DSV4_USAGE, "type \"%.40s\"; there are q8, q4, q4nl, q3, q2",
                        opt->type);
-    int rc = open_trials(&t, err);
-    if (rc == 0)
-        rc = run_reference(&t, err);
-    for (size_t i = 0; i < t.n && rc == 0; i++)
-        rc = run_trial(&t, i, err);
-    if (rc == 0)
-        rc = tell(&t, json, err);
-    if (rc == 0 && (rc = write_text(file, *json, err)) != 0) {
+    struct file_aside f; /* opened first: a path that is none is known before the work */
+    dsv4_err later;
+    TRY(file_aside_open(&f, file, err));
+    int rc = measure(&t, &f, json, err);
+    int closed = file_aside_close(&f, rc == 0, rc == 0 ? err : &later);
+    rc = rc != 0 ? rc : closed;
+    if (rc != 0) {
         dsv4_free(*json);
         *json = NULL;
     }
-    close_trials(&t);
     return rc;
 }

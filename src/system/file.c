@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -116,6 +117,17 @@ int file_map_read(const struct file_map *m, size_t at, void *out, size_t n, dsv4
     return 0;
 }
 
+size_t descriptors_raise(void)
+{
+    struct rlimit r = {.rlim_cur = 1024};
+    if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < r.rlim_max) {
+        r.rlim_cur = r.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &r);
+        getrlimit(RLIMIT_NOFILE, &r);
+    }
+    return r.rlim_cur < SIZE_MAX ? (size_t)r.rlim_cur : SIZE_MAX;
+}
+
 int file_read_fd(int fd, const char *shown, size_t limit, char **data, size_t *len, dsv4_err *err)
 {
     struct bytes b = {0};
@@ -194,10 +206,22 @@ void file_sync_directory_of(const char *path)
     }
 }
 
+int file_replaceable(const char *path, dsv4_err *err)
+{
+    struct stat st;
+    if (!*path)
+        return err_set(err, DSV4_USAGE, "the name of the file to write is empty");
+    if (stat(path, &st) != 0 || S_ISREG(st.st_mode))
+        return 0;
+    return err_set(err, DSV4_FAILED, "%s: %s, not a file", path,
+                   S_ISDIR(st.st_mode) ? "a directory" : "a device or the like");
+}
+
 int file_aside_open(struct file_aside *f, const char *path, dsv4_err *err)
 {
     struct bytes aside = {0};
     *f = (struct file_aside){.fd = -1};
+    TRY(file_replaceable(path, err));
     int rc = bytes_printf(&aside, err, "%s.XXXXXX", path);
     if (rc == 0 && !(f->path = strdup(path)))
         rc = err_memory(err, strlen(path) + 1, "a path");

@@ -103,6 +103,9 @@ void file_map_close(struct file_map *m);
  * mapping ends the process; this is DSV4_FAILED with a message that names the file. */
 int file_map_read(const struct file_map *m, size_t at, void *out, size_t n, dsv4_err *err);
 
+/* As many open files as the system allows this process, instead of the usual 1,024; how many that are. For programs. */
+size_t descriptors_raise(void);
+
 /* Reads a whole regular file (or stdin for "-") of at most `limit` bytes into malloc'ed memory with
  * a NUL behind it. */
 int file_read(const char *path, size_t limit, char **data, size_t *len, dsv4_err *err);
@@ -116,11 +119,15 @@ int file_write_atomic(const char *path, const void *data, size_t len, dsv4_err *
 /* Makes a rename to `path` survive a power loss; best effort, some file systems refuse it. */
 void file_sync_directory_of(const char *path);
 
+/* Whether a file may be renamed to `path`: nothing is there, or a regular file. For root a rename replaces devices, too. */
+int file_replaceable(const char *path, dsv4_err *err);
+
 /* A file that is written aside and appears under its name when it is complete. */
 struct file_aside {
     int fd;
     char *path, *aside;
 };
+/* Refuses what is not file_replaceable(). To be opened before long work that it is for. */
 int file_aside_open(struct file_aside *f, const char *path, dsv4_err *err);
 /* `keep`: syncs and renames; otherwise, and when that fails, nothing is left. */
 int file_aside_close(struct file_aside *f, bool keep, dsv4_err *err);
