@@ -70,10 +70,10 @@ static void keep_latents(const struct lane *l, struct batch *b, const struct lay
 static void tap_latents(const struct lane *l, struct batch *b, const struct layer *L)
 {
     size_t n = b->m->cfg->q_lora;
-    if (n <= act_width(b->m->cfg, ACT_O)) { /* b->o is free and wide enough */
+    if (n <= act_width(b->m->cfg, ACT_Z)) { /* b->z is free and wide enough */
         for (size_t i = 0; l->id == 0 && i < b->n * n; i++)
-            b->o[i] = b->qr[i] * query_scale(b, i / n);
-        TAP(l, b, (int)L->id, "qr", b->o, b->n, n);
+            b->z[i] = b->qr[i] * query_scale(b, i / n);
+        TAP(l, b, (int)L->id, "qr", b->z, b->n, n);
     }
     TAP(l, b, (int)L->id, "kv", b->kv, b->n, b->m->cfg->head_dim);
 }
@@ -179,22 +179,25 @@ static void attend_row(struct attend *a, const struct layer *L, size_t row, cons
 
 size_t attend_words(const struct config *c)
 {
-    return (size_t)ATTEND_TILE * c->head_dim + 2 * (size_t)c->n_heads + c->index_topk +
-           merge_words(c);
+    return ((size_t)ATTEND_TILE + c->n_heads) * c->head_dim + 2 * (size_t)c->n_heads +
+           c->index_topk + merge_words(c);
 }
 
+/* Queries become the outputs of their heads: what the next product reads lies where they were. */
 static void attend_heads(const struct lane *l, struct batch *b, const struct layer *L, size_t row,
                          size_t h0, size_t h1)
 {
     const struct config *c = b->m->cfg;
-    float *tile = lane_scratch(l, b), *max = tile + ATTEND_TILE * c->head_dim;
+    float *tile = lane_scratch(l, b), *o = tile + ATTEND_TILE * c->head_dim;
+    float *max = o + (size_t)c->n_heads * c->head_dim;
     uint32_t *words = (uint32_t *)(void *)(max + 2 * c->n_heads), *sel = NULL;
     size_t at = row * c->n_heads + h0, n = 0;
+    float *q = b->q + at * c->head_dim;
     struct attend a = {.b = b,
-                       .o = b->o + at * c->head_dim,
+                       .o = o,
                        .max = max,
                        .sum = max + c->n_heads,
-                       .q = b->q + at * c->head_dim,
+                       .q = q,
                        .heads = h1 - h0,
                        .t = {.kv = tile},
                        .scale = 1.0f / sqrtf((float)c->head_dim)};
@@ -207,24 +210,38 @@ static void attend_heads(const struct lane *l, struct batch *b, const struct lay
     }
     memset(a.o, 0, a.heads * c->head_dim * sizeof *a.o);
     for (size_t h = 0; h < a.heads; h++) { /* the sink: a logit without a value */
-        finish_query(b, L, b->q + (at + h) * c->head_dim, row);
+        if (!b->tap)
+            finish_query(b, L, q + h * c->head_dim, row);
         a.max[h] = L->sink[h0 + h];
         a.sum[h] = 1;
     }
     attend_row(&a, L, row, sel, n);
     for (size_t h = 0; h < a.heads; h++) {
-        float *o = a.o + h * c->head_dim, inverse = 1.0f / a.sum[h];
+        float *out = q + h * c->head_dim, inverse = 1.0f / a.sum[h];
         for (size_t i = 0; i < c->head_dim; i++)
-            o[i] *= inverse;
-        rope(o, c->head_dim, c->rope_dim, b->cs[L->rope] + row * c->rope_dim, true);
+            out[i] = o[h * c->head_dim + i] * inverse;
+        rope(out, c->head_dim, c->rope_dim, b->cs[L->rope] + row * c->rope_dim, true);
         size_t width = act_width(c, ACT_O), from = (at + h) * c->head_dim;
         act_ready(b, ACT_O, from / width, from % width, from % width + c->head_dim);
     }
 }
 
+/* The finished queries, which exist only until their heads' outputs take their place. */
+static void tap_queries(const struct lane *l, struct batch *b, const struct layer *L)
+{
+    size_t heads = b->m->cfg->n_heads, c = b->m->cfg->head_dim;
+    for (size_t i = 0; l->id == 0 && i < b->n * heads; i++)
+        finish_query(b, L, b->q + i * c, i / heads);
+    lane_barrier(l);
+    TAP(l, b, (int)L->id, "q", b->q, b->n, heads * c);
+    lane_barrier(l);
+}
+
 static void attend(const struct lane *l, struct batch *b, const struct layer *L)
 {
     size_t heads = b->m->cfg->n_heads, at, end;
+    if (b->tap)
+        tap_queries(l, b, L);
     if (L->kv_source)
         compress_remember(l, b, L);
     lane_split(l, b->n * heads, 1, &at, &end);
@@ -234,7 +251,6 @@ static void attend(const struct lane *l, struct batch *b, const struct layer *L)
         at += h1 - h0;
     }
     lane_barrier(l);
-    TAP(l, b, (int)L->id, "q", b->q, b->n, heads * b->m->cfg->head_dim);
     if (L->index_source)
         TAP(l, b, (int)L->id, "chosen", NULL, b->n, 0);
 }

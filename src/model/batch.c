@@ -1,32 +1,50 @@
 /* A batch: the rows of one step and the scratch that every operator works in. All memory is taken
- * once, sized by the largest step, so that a step allocates nothing. */
+ * once, sized by the largest step, so that a step allocates nothing. What only one part of a layer works
+ * in lies where the other parts have theirs: every lane has left a part before any begins the next. */
 #include "model.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+/* The part of a layer in which a buffer means something. */
+enum stage { WHOLE_STEP, ATTENTION, EXPERTS, ENGRAM, N_STAGES };
+
 /* Adds up, or takes: one list of buffers serves the plan and the allocation. */
 struct taker {
     struct batch *b; /* NULL: only add up */
-    uint64_t bytes;
+    uint64_t bytes[N_STAGES];
+    uint8_t *shared; /* by the parts of a layer */
     int rc;
     dsv4_err *err;
 };
 
-static void take(struct taker *t, void *out_pointer, uint64_t n, size_t size)
+static int own(struct batch *b, void *out_pointer, uint64_t n, size_t size, dsv4_err *err)
 {
-    t->bytes += (n * size + 63) & ~63ull;
+    void *p;
+    TRY(mem_grow(&b->owned, &b->cap_owned, b->n_owned + 1, sizeof *b->owned, "a batch", err));
+    TRY(mem_alloc(&p, n, size, "the buffers of a step", err));
+    b->owned[b->n_owned++] = p;
+    memcpy(out_pointer, &p, sizeof p);
+    return 0;
+}
+
+static void take_in(struct taker *t, enum stage stage, void *out_pointer, uint64_t n, size_t size)
+{
+    uint64_t at = t->bytes[stage];
+    t->bytes[stage] += (n * size + 63) & ~63ull;
     if (!t->b || t->rc != 0)
         return;
-    struct batch *b = t->b;
-    void *p;
-    t->rc = mem_grow(&b->owned, &b->cap_owned, b->n_owned + 1, sizeof *b->owned, "a batch", t->err);
-    if (t->rc == 0)
-        t->rc = mem_alloc(&p, n, size, "the buffers of a step", t->err);
-    if (t->rc == 0) {
-        b->owned[b->n_owned++] = p;
-        memcpy(out_pointer, &p, sizeof p);
+    if (stage == WHOLE_STEP) {
+        t->rc = own(t->b, out_pointer, n, size, t->err);
+        return;
     }
+    void *p = t->shared + at;
+    memcpy(out_pointer, &p, sizeof p);
+}
+
+static void take(struct taker *t, void *out_pointer, uint64_t n, size_t size)
+{
+    take_in(t, WHOLE_STEP, out_pointer, n, size);
 }
 
 static uint64_t max2(uint64_t a, uint64_t b)
@@ -53,14 +71,23 @@ static uint64_t scratch_floats(const struct config *c)
     return (max2(most, FAST_TMP / sizeof(float)) + 15) & ~15ull;
 }
 
-static void take_quantized(struct taker *t, struct qrows *q, enum qkind kind, uint64_t rows,
-                           uint64_t cols)
+static uint64_t shared_bytes(const struct taker *t)
+{
+    return max4(t->bytes[ATTENTION], t->bytes[EXPERTS], t->bytes[ENGRAM], 0);
+}
+
+/* ORDER ACTS */
+static const enum stage stage_of_act[N_ACTS] = {WHOLE_STEP, ATTENTION, ATTENTION,
+                                                ATTENTION,  EXPERTS,   EXPERTS};
+
+static void take_quantized(struct taker *t, enum stage stage, struct qrows *q, enum qkind kind,
+                           uint64_t rows, uint64_t cols)
 {
     q->kind = kind;
     q->cols = (size_t)cols;
-    take(t, &q->code, rows * cols, kind == Q_8 ? 1 : 2);
-    take(t, &q->scale, rows * (cols / GROUP), sizeof *q->scale);
-    take(t, &q->sum, rows * (cols / GROUP), sizeof *q->sum);
+    take_in(t, stage, &q->code, rows * cols, kind == Q_8 ? 1 : 2);
+    take_in(t, stage, &q->scale, rows * (cols / GROUP), sizeof *q->scale);
+    take_in(t, stage, &q->sum, rows * (cols / GROUP), sizeof *q->sum);
 }
 
 static void layout(struct taker *t, const struct model *m, uint64_t n, uint64_t seqs, int lanes,
@@ -95,58 +122,67 @@ static void layout(struct taker *t, const struct model *m, uint64_t n, uint64_t 
     take(t, &b->identity, n * k, sizeof *b->identity);
 
     const struct {
+        enum stage stage;
         float **at;
         uint64_t floats;
     } f[] = {
-        {&b->cs[0], n * c->rope_dim},
-        {&b->cs[1], n * c->rope_dim},
-        {&b->h, n * hc * d},
-        {&b->x, n * d},
-        {&b->y, n * d},
-        {&b->hc_part, n * hc_part_floats(c)},
-        {&b->mix, n * (2 + hc) * hc},
-        {&b->pre, n * hc},
-        {&b->post, n * hc},
-        {&b->comb, n * hc * hc},
-        {&b->carried, n * hc},
-        {&b->qr, n * c->q_lora},
-        {&b->qr_squares, n * (((uint64_t)c->q_lora + ROW_UNIT - 1) / ROW_UNIT)},
-        {&b->q, n * heads},
-        {&b->o, n * heads},
-        {&b->z, n * c->o_groups * c->o_lora},
-        {&b->kv, n * c->head_dim},
-        {&b->ck, n * coff * c->head_dim},
-        {&b->cg, n * coff * c->head_dim},
-        {&b->ik, n * coff * c->index_dim},
-        {&b->ig, n * coff * c->index_dim},
-        {&b->iq, n * c->index_heads * c->index_dim},
-        {&b->iw, n * c->index_heads},
-        {&b->router, n * c->n_experts},
-        {&b->pick_w, n * k},
-        {&b->expert_w, n * k},
-        {&b->up, n * k * c->d_ff},
-        {&b->shared, n * c->n_shared * c->d_ff},
-        {&b->gate, n * (k + c->n_shared) * c->d_ff},
-        {&b->down, n * k * d},
-        {&b->memory, n * columns * c->engram_dim},
-        {&b->mkv, columns ? n * (hc + 1) * d : 0},
-        {&b->scratch, (uint64_t)lanes * b->scratch_ld},
+        {WHOLE_STEP, &b->cs[0], n * c->rope_dim},
+        {WHOLE_STEP, &b->cs[1], n * c->rope_dim},
+        {WHOLE_STEP, &b->h, n * hc * d},
+        {WHOLE_STEP, &b->x, n * d},
+        {WHOLE_STEP, &b->y, n * d},
+        {WHOLE_STEP, &b->hc_part, n * hc_part_floats(c)},
+        {WHOLE_STEP, &b->mix, n * (2 + hc) * hc},
+        {WHOLE_STEP, &b->pre, n * hc},
+        {WHOLE_STEP, &b->post, n * hc},
+        {WHOLE_STEP, &b->comb, n * hc * hc},
+        {WHOLE_STEP, &b->carried, n * hc},
+        {ATTENTION, &b->qr, n * c->q_lora},
+        {ATTENTION, &b->qr_squares, n * (((uint64_t)c->q_lora + ROW_UNIT - 1) / ROW_UNIT)},
+        {ATTENTION, &b->q, n * heads},
+        {ATTENTION, &b->z, n * c->o_groups * c->o_lora},
+        {ATTENTION, &b->kv, n * c->head_dim},
+        {ATTENTION, &b->ck, n * coff * c->head_dim},
+        {ATTENTION, &b->cg, n * coff * c->head_dim},
+        {ATTENTION, &b->ik, n * coff * c->index_dim},
+        {ATTENTION, &b->ig, n * coff * c->index_dim},
+        {ATTENTION, &b->iq, n * c->index_heads * c->index_dim},
+        {ATTENTION, &b->iw, n * c->index_heads},
+        {EXPERTS, &b->router, n * c->n_experts},
+        {EXPERTS, &b->pick_w, n * k},
+        {EXPERTS, &b->expert_w, n * k},
+        {EXPERTS, &b->up, n * k * c->d_ff},
+        {EXPERTS, &b->shared, n * c->n_shared * c->d_ff},
+        {EXPERTS, &b->gate, n * (k + c->n_shared) * c->d_ff},
+        {EXPERTS, &b->down, n * k * d},
+        {ENGRAM, &b->memory, n * columns * c->engram_dim},
+        {ENGRAM, &b->mkv, columns ? n * (hc + 1) * d : 0},
+        {WHOLE_STEP, &b->scratch, (uint64_t)lanes * b->scratch_ld},
     };
     for (size_t i = 0; i < sizeof f / sizeof *f; i++)
-        take(t, f[i].at, f[i].floats, sizeof(float));
+        take_in(t, f[i].stage, f[i].at, f[i].floats, sizeof(float));
     for (int a = 0; a < N_ACTS; a++)
         for (int kind = Q_8; kind < Q_KINDS; kind++)
             if (m->act_kinds[a] >> kind & 1)
-                take_quantized(t, &b->quant[a][kind], (enum qkind)kind,
+                take_quantized(t, stage_of_act[a], &b->quant[a][kind], (enum qkind)kind,
                                n * act_rows(c, (enum act)a), act_width(c, (enum act)a));
 }
 
 uint64_t batch_bytes(const struct model *m, size_t rows, size_t seqs, int lanes)
 {
     struct batch unused = {0};
-    struct taker t = {.bytes = sizeof unused};
+    struct taker t = {0};
     layout(&t, m, rows, seqs, lanes, &unused);
-    return t.bytes;
+    return sizeof unused + t.bytes[WHOLE_STEP] + shared_bytes(&t);
+}
+
+static int take_all(struct batch *b, size_t rows, size_t seqs, int lanes, dsv4_err *err)
+{
+    struct taker sizes = {0}, t = {.b = b, .err = err};
+    layout(&sizes, b->m, rows, seqs, lanes, b);
+    TRY(own(b, &t.shared, shared_bytes(&sizes), 1, err));
+    layout(&t, b->m, rows, seqs, lanes, b);
+    return t.rc;
 }
 
 int batch_open(struct batch **out, const struct model *m, size_t rows, size_t seqs, int lanes,
@@ -157,11 +193,10 @@ int batch_open(struct batch **out, const struct model *m, size_t rows, size_t se
     b->m = m;
     b->cap = rows;
     b->cap_seq = seqs;
-    struct taker t = {.b = b, .err = err};
-    layout(&t, m, rows, seqs, lanes, b);
-    if (t.rc != 0) {
+    int rc = take_all(b, rows, seqs, lanes, err);
+    if (rc != 0) {
         batch_close(b);
-        return t.rc;
+        return rc;
     }
     for (uint32_t g = 0; g < m->cfg->o_groups; g++)
         for (size_t i = 0; i < rows; i++)

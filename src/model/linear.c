@@ -34,7 +34,7 @@ size_t act_rows(const struct config *c, enum act a)
 
 static const float *act_floats(const struct batch *b, enum act a)
 {
-    const float *const x[N_ACTS] = {b->x, b->qr, b->o, b->z, b->up, b->shared};
+    const float *const x[N_ACTS] = {b->x, b->qr, b->q, b->z, b->up, b->shared};
     return x[a];
 }
 

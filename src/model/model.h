@@ -422,8 +422,8 @@ struct batch {
     float *pre, *post, *comb; /* [cap][hc], [cap][hc], [cap][hc][hc] */
     float *carried;           /* [cap][hc] V4.1: the pre of the site before */
 
-    float *qr, *q, *o, *z;   /* [cap][q_lora], [cap][H*c] x 2, [cap][o_groups*o_lora] */
-    float *qr_squares;       /* [cap][q_lora/ROW_UNIT] of wq_a x */
+    float *qr, *q, *z; /* [cap][q_lora], [cap][H*c] queries, then outputs, [cap][o_groups*o_lora] */
+    float *qr_squares; /* [cap][q_lora/ROW_UNIT] of wq_a x */
     uint32_t *group_row;     /* [o_groups][cap] rows of ACT_O: group g of row i */
     float *kv;               /* [cap][c] */
     float *ck, *cg;          /* [cap][coff*c] rows of the compressor */
