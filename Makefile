@@ -395,7 +395,7 @@ bench-kernels: $(KERNEL_TEST)
 	@$(KERNEL_TEST) --bench
 
 bench-targets: programs
-	@python3 tests/bench_targets.py $(B)
+	@python3 tests/bench_targets.py $(B) $(SLICE)
 
 nano-tables: programs $(B)/tests/check_quality
 	@python3 tests/nano_tables.py $(B) $(TABLES)
@@ -476,7 +476,7 @@ help:
 	@echo "make check-arm      the kernels for arm, cross-built and run by qemu; check-v1: on the oldest x86-64"
 	@echo "make emulated       the kernels of AVX-VNNI, AVX-512 and AMX with their instructions as functions"
 	@echo "make bench          speed of the embedded model and of the tokenizer; bench-kernels: of every kernel;"
-	@echo "                    bench-targets: slices of V4-Flash, as shares of what the machine can do"
+	@echo "                    bench-targets: slices of V4-Flash, as shares of what the machine can do; SLICE=DIR: and loading"
 	@echo "make nano-tables    the tables that were measured on models/nano, for other weights (TABLES='prune bits')"
 	@echo "make layers         includes point down only; hdr-check: headers compile alone"
 	@echo "make format         clang-format; format-check only looks"

@@ -1,10 +1,19 @@
 #!/usr/bin/env python3
 """What the kernels reach of what they are meant to, as shares measured in one run: a slice of V4-Flash on made-up
 weights, by dsv4-bench. Repetitions are interleaved; each figure is the median, its range behind it. Six minutes
-on two cores; and what fast activations cost the embedded model. usage: tests/bench_targets.py [BUILD]"""
+on two cores; and what fast activations cost the embedded model. With SLICE, an official directory of some gigabytes
+(nothing here writes one): loading it, and starting on it converted, which lies beside it for a while.
+usage: tests/bench_targets.py [BUILD [SLICE]]"""
+import ctypes
 import json
+import mmap
+import os
+import shutil
+import statistics
 import subprocess
 import sys
+import threading
+import time
 
 BUILD = sys.argv[1] if len(sys.argv) > 1 else "build/release"
 BENCH = [BUILD + "/dsv4-bench"]
@@ -101,9 +110,57 @@ def depth():
 
 
 def divergence():
-    run = result(EVAL)
-    line("fast against exact: the same most likely token", one(run["same_top"]), 99.5)
-    line("  mean divergence", one(run["kl"]["mean"]), 100, unit="e-6", scale=1e6, most=True)
+    for caches, options in (("", []), (", caches in f32", ["--cache-quant=off"])):
+        run = result(EVAL + options)
+        line(f"fast against exact{caches}: the same token", one(run["same_top"]), 99.5)
+        line("  mean divergence", one(run["kl"]["mean"]), 100, unit="e-6", scale=1e6, most=True)
+
+
+def copy_speed(size=1 << 30):
+    """bytes a second copied into fresh memory, as a process gets it, by two threads"""
+    source, target = mmap.mmap(-1, size), mmap.mmap(-1, size)
+    a, b = (ctypes.addressof(ctypes.c_char.from_buffer(m)) for m in (source, target))
+    ctypes.memset(a, 1, size)
+    half = [threading.Thread(target=ctypes.memmove, args=(b + i * size // 2, a + i * size // 2, size // 2)) for i in (0, 1)]
+    begin = time.monotonic()
+    for t in half:
+        t.start()
+    for t in half:
+        t.join()
+    return size / (time.monotonic() - begin)
+
+
+def start(model):
+    """seconds to the end of the first token, and the bytes resident at most"""
+    begin = time.monotonic()
+    child = subprocess.Popen([BUILD + "/dsv4", "run", "-q", "-n", "1", "--ctx", "4096", "-m", model, "hi"], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status != 0:
+        sys.exit(1)
+    return time.monotonic() - begin, usage.ru_maxrss * 1024
+
+
+def of(values):
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def loading(directory):
+    size = sum(e.stat().st_size for e in os.scandir(directory) if e.name.endswith(".safetensors"))
+    speed, resident = [], []
+    start(directory)  # into the system's cache
+    for _ in range(5):
+        copy = copy_speed()
+        seconds, most = start(directory)
+        speed.append(size / seconds / copy)
+        resident.append(most / size)
+    line(f"loading {size * 1e-9:.2f} GB with a token: of a copy's speed", of(speed), 60)
+    line("  resident at most, beside the weights", of(resident), 105, most=True)
+    converted = directory.rstrip("/") + ".bench"
+    subprocess.run([BUILD + "/dsv4-quantize", "-q", directory, converted], check=True)
+    try:
+        line("  converted: start with a token", of([start(converted)[0] for _ in range(5)]), 1, unit="s", scale=1, most=True)
+    finally:
+        shutil.rmtree(converted)
 
 
 decoding()
@@ -111,3 +168,5 @@ crowded()
 prompts()
 depth()
 divergence()
+if len(sys.argv) > 2:
+    loading(sys.argv[2])
