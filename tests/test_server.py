@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 
-from server import framing, bodies, answers, clients, parameters, recipe, faults, machine, cache, description, hostile  # noqa: F401 (they register tests)
+from server import framing, bodies, answers, clients, parameters, recipe, faults, machine, cache, description, hostile, agents  # noqa: F401 (they register tests)
 from server.common import SKIPPED, TESTS, Server
 
 

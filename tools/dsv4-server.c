@@ -20,13 +20,13 @@ enum { SCOPE_ALL, SCOPE_KEY };
 
 struct values {
     bool help, version, check, quiet;
-    const char *model, *alias;
+    const char *model;
     uint32_t ctx, batch, threads, parallel, queue;
     uint64_t max_memory;
     bool paged;
     const char *host;
     uint32_t port;
-    struct opt_list key, origin, allow_host;
+    struct opt_list alias, key, origin, allow_host;
     const char *key_file, *tls_cert, *tls_key;
     bool no_auth;
     uint64_t max_body, cache_ram, cache_disk;
@@ -49,8 +49,9 @@ static const struct opt rows[] = {
     {model_group, 'm', "model", OPT_TEXT, "DIR", 0, 0, 1, AT(model), "DSV4_MODEL",
      "$DSV4_MODEL, else the embedded model",
      "the model: a directory with config.json, tokenizer.json and safetensors files"},
-    {model_group, 0, "alias", OPT_TEXT, "NAME", 0, 0, 1, AT(alias), NULL, "the directory's name",
-     "the model's name for clients"},
+    {model_group, 0, "alias", OPT_LIST, "NAME", 0, 0, 1, AT(alias), NULL, "the directory's name",
+     "the model's name for clients; may be repeated: the first is shown, all are accepted, * is "
+     "any"},
     {model_group, 0, "ctx", OPT_U32, "N", 1, UINT32_MAX, 1, AT(ctx), NULL,
      "the model's maximum, less if memory does not allow that", "tokens a sequence may hold"},
     {model_group, 't', "threads", OPT_U32, "N", 1, 4096, 1, AT(threads), "DSV4_THREADS",
@@ -391,13 +392,24 @@ static int judge(struct setup *s, dsv4_err *err)
     return 0;
 }
 
+/* The first alias that is a name; "*" is none. */
+static const char *shown_name(const struct setup *s)
+{
+    for (size_t i = 0; i < s->v.alias.n; i++)
+        if (strcmp(s->v.alias.item[i], "*") != 0)
+            return s->v.alias.item[i];
+    return s->name;
+}
+
 static void take_options(struct setup *s)
 {
     const struct values *v = &s->v;
     s->opt = (struct server_options){
         .host = v->host,
         .port = (uint16_t)v->port,
-        .model_name = v->alias ? v->alias : s->name,
+        .model_name = shown_name(s),
+        .aliases = v->alias.item,
+        .n_aliases = v->alias.n,
         .keys = s->keys,
         .n_keys = s->n_keys,
         .no_auth = v->no_auth,

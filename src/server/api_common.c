@@ -88,6 +88,9 @@ int api_model(struct server *s, const char *name, struct failure *f)
 {
     if (!name || strcmp(name, s->opt->model_name) == 0 || strcmp(name, "default") == 0)
         return 0;
+    for (size_t i = 0; i < s->opt->n_aliases; i++)
+        if (strcmp(s->opt->aliases[i], "*") == 0 || strcmp(s->opt->aliases[i], name) == 0)
+            return 0;
     fail_set(f, 404, "model", "there is no model %.100s here; it is %.100s (or: default)", name,
              s->opt->model_name);
     f->code = "model_not_found";

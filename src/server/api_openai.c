@@ -8,9 +8,9 @@
 
 struct chat_params {
     struct openai_params o;
-    const char *effort, *tier, *cache_key, *safety, *verbosity, *reasoning;
-    json_t *messages, *tools, *tool_choice, *format, *thinking, *metadata, *functions,
-        *function_call, *modalities, *audio, *prediction, *web;
+    const char *effort, *tier, *cache_key, *retention, *safety, *verbosity, *reasoning;
+    json_t *messages, *tools, *tool_choice, *format, *thinking, *template_words, *metadata,
+        *functions, *function_call, *modalities, *audio, *prediction, *web;
     bool logprobs, parallel, store;
     int64_t max_tokens, max_completion_tokens, top_logprobs;
 };
@@ -29,11 +29,13 @@ static const struct param table[] = {
     {"top_logprobs", P_INT, 0, 20, AT(top_logprobs)},
     {"reasoning_effort", P_TEXT, 0, 32, AT(effort)},
     {"thinking", P_OBJECT, 0, 0, AT(thinking)},
+    {"chat_template_kwargs", P_OBJECT, 0, 0, AT(template_words)},
     {"reasoning", P_TEXT, 0, 32, AT(reasoning)},
     /* who asks, and what he keeps with it: for him, not for the model */
     {"metadata", P_OBJECT, 0, 0, AT(metadata)},
     {"safety_identifier", P_TEXT, 0, 1024, AT(safety)},
     {"prompt_cache_key", P_TEXT, 0, 1024, AT(cache_key)},
+    {"prompt_cache_retention", P_TEXT, 0, 64, AT(retention)},
     {"store", P_BOOL, 0, 0, AT(store)},
     {"service_tier", P_TEXT, 0, 64, AT(tier)},
     /* known, to say why not */
@@ -326,6 +328,30 @@ static int64_t budget_of(const json_t *thinking, struct failure *f)
     return json_integer_value(v);
 }
 
+/* Other servers' words for `thinking`, in clients that know no better. */
+static int take_template_words(json_t *chat, const struct chat_params *p, struct failure *f)
+{
+    const char *name;
+    json_t *v;
+    json_object_foreach(p->template_words, name, v)
+    {
+        if (!json_is_boolean(v) ||
+            (strcmp(name, "thinking") != 0 && strcmp(name, "enable_thinking") != 0))
+            return fail_set(f, 400, "chat_template_kwargs",
+                            "chat_template_kwargs.%.40s: expected thinking or enable_thinking, "
+                            "true or false",
+                            name);
+        if (p->thinking || p->effort)
+            return fail_set(f, 400, "chat_template_kwargs",
+                            "chat_template_kwargs beside thinking or reasoning_effort");
+        json_t *type = json_pack("{s:s}", "type", json_is_true(v) ? "enabled" : "disabled");
+        if (api_set(chat, "thinking", type) != 0)
+            return fail_set(f, 503, NULL, "out of memory");
+    }
+    json_object_del(chat, "chat_template_kwargs");
+    return 0;
+}
+
 static int read_request(struct turn *t, struct failure *f)
 {
     struct server *s = t->x->server;
@@ -344,7 +370,7 @@ static int read_request(struct turn *t, struct failure *f)
                         (long long)p->o.n, s->opt->max_choices);
     if (p->top_logprobs > 0 && !p->logprobs)
         return fail_set(f, 400, "top_logprobs", "top_logprobs goes with logprobs: true");
-    if (openai_messages(s, p->messages, f) != 0)
+    if (openai_messages(s, p->messages, f) != 0 || take_template_words(t->body, p, f) != 0)
         return -1;
     t->n_choices = (unsigned)p->o.n;
     t->options.logprobs = p->logprobs;

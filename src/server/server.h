@@ -396,6 +396,8 @@ struct server_options {
     const char *host;
     uint16_t port; /* 0: any */
     const char *model_name;
+    const char *const *aliases; /* other names that are accepted; "*": any */
+    size_t n_aliases;
     struct key *keys;
     size_t n_keys;
     bool no_auth;
