@@ -254,7 +254,9 @@ typedef struct dsv4_options {
 } dsv4_options;
 
 /* Opens an official checkpoint directory (docs: spec of formats in docs/checkpoints.md). Everything
- * is checked and planned before the first weight is read. */
+ * is checked and planned before the first weight is read.
+ * Compute on the thread that opened the engine, or open it on one that ends: loading, too, computes, and GNU's OpenMP
+ * keeps a team for each thread that did; with more of them than CPUs they sleep between steps (docs/server.md). */
 DSV4_API int dsv4_open(dsv4_engine **out, const char *dir, const dsv4_options *opt, dsv4_err *err);
 DSV4_API void dsv4_close(dsv4_engine *e);
 
