@@ -18,21 +18,35 @@ static const char *type_of(int status)
     }
 }
 
+enum { QUOTED = sizeof((struct failure *)0)->message };
+
+/* What is quoted may be no UTF-8, or be cut in the middle of a character; replies are neither. text: shorter than QUOTED. */
+static void set_text(char *out, size_t size, const char *text)
+{
+    char clean[3 * QUOTED + 18]; /* a wrong byte becomes three */
+    dsv4_utf8 u = {0};
+    size_t n = dsv4_utf8_push(&u, text, strlen(text), clean);
+    n += dsv4_utf8_flush(&u, clean + n);
+    if (n >= size) {
+        n = size - 1;
+        while (n > 0 && ((unsigned char)clean[n] & 0xC0) == 0x80)
+            n--;
+    }
+    memcpy(out, clean, n);
+    out[n] = 0;
+}
+
 int fail_set(struct failure *f, int status, const char *param, const char *format, ...)
 {
+    char text[QUOTED];
     va_list a;
     *f = (struct failure){.status = status, .type = type_of(status)};
-    snprintf(f->param, sizeof f->param, "%s", param ? param : "");
+    snprintf(text, sizeof text, "%s", param ? param : "");
+    set_text(f->param, sizeof f->param, text);
     va_start(a, format);
-    vsnprintf(f->message, sizeof f->message, format, a);
+    vsnprintf(text, sizeof text, format, a);
     va_end(a);
-    /* cut at whole characters */
-    size_t n = strlen(f->message);
-    if (n == sizeof f->message - 1) {
-        while (n > 0 && ((unsigned char)f->message[n - 1] & 0xC0) == 0x80)
-            n--;
-        f->message[n > 0 ? n - 1 : 0] = 0;
-    }
+    set_text(f->message, sizeof f->message, text);
     return -1;
 }
 

@@ -11,7 +11,8 @@ from server.common import OTHER_TOOL, Server, TOOL, answer, chat, eq, parse, tes
 def bad_json(s):
     bad = [b"", b"{", b"[]", b"null", b'"x"', b"{}x", b'{"a":1,"a":2}', b"\xff\xfe", b'{"messages":"\xc3"}',
            b"[" * 100000, b'{"a":' * 50000, b'{"messages": NaN}', b'{"n": 1e999}', b"{'a': 1}",
-           b'{"messages":[{"role":"user","content":"\\ud800"}]}']
+           b'{"messages":[{"role":"user","content":"\\ud800"}]}', b'{"messages":"\\\xdd\x9d"}',
+           b'{"a' + "\u20ac".encode() * 300 + b'": 1, "messages": 1}']
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
                  "/tokenize", "/detokenize", "/v1/messages/count_tokens"):
         for body in bad:
