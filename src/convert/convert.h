@@ -6,7 +6,8 @@
  *   plan     which output tensor is made of what, in which type, at which byte of which shard; a list of
  *            jobs that may be changed until plan_layout()
  *   choose   types for what no rule speaks of, by what they are expected to cost (sensitivity, sample)
- *   run      lanes take pieces of jobs in order and write them where they belong
+ *   pieces   a piece of a job: read, made, written where it belongs
+ *   run      lanes take pieces of jobs in order
  *   output   the directory under way: what is finished, how to go on, its last step
  */
 #ifndef DSV4_CONVERT_H
@@ -400,6 +401,42 @@ int destination_check(const char *path, const char *source, bool file, dsv4_err 
 
 /* The checksum of a file as "xxh128:HEX"; empty in builds without xxHash. Reads it all. */
 int file_sum(char **out, const char *path, dsv4_progress_fn progress, void *arg, dsv4_err *err);
+
+/* ------------------------------------------------------------------ pieces.c */
+
+/* What pieces are made of, and what was made: by all lanes. */
+struct making {
+    const struct plan *plan;
+    const dsv4_convert_options *opt;
+    struct output *out;
+    _Atomic uint64_t done;   /* bytes */
+    _Atomic uint64_t zeroed; /* values that were NaN or infinite */
+};
+
+/* What one lane works with. */
+struct maker {
+    uint8_t *codes, *scales;
+    uint8_t *plain, *plain_scales; /* a panel's rows, encoded */
+    uint8_t *read;                 /* elements that get another type */
+    struct window window;
+    struct encoder encoder;
+};
+
+/* The largest of every buffer over all jobs. */
+struct maker_needs {
+    size_t codes, scales, plain, plain_scales, read, window[2];
+    struct encoder_needs encoder;
+};
+struct maker_needs maker_needs(const struct plan *p);
+uint64_t maker_bytes(const struct maker_needs *n);
+int maker_open(struct maker *by, const struct maker_needs *n, const struct kernels *k,
+               dsv4_effort effort, dsv4_err *err);
+void maker_close(struct maker *by); /* after a failure, too */
+
+/* A job is made in so many pieces, in any order. */
+uint64_t job_pieces(const struct job *j);
+int job_make(struct making *m, struct maker *by, const struct job *j, uint64_t piece,
+             dsv4_err *err);
 
 /* ------------------------------------------------------------------ run.c */
 
