@@ -70,7 +70,7 @@ endif
 # ---------------------------------------------------------------- flags
 # -ffp-contract=off: a fused multiply-add only where the code says so, or results would differ from one
 # compiler to the next. No -march=native and no -ffast-math for the same reason, and because one binary
-# serves all CPUs.
+# serves all CPUs. Frame pointers are kept: perf record -g needs nothing else.
 WARN   := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla
 OPT    ?= -O3
 SAN    ?=
@@ -81,7 +81,7 @@ HARDEN ?= -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
           $(call accepts,$(if $(filter x86_64,$(ARCH)),-fcf-protection,-mbranch-protection=standard))
 HARDEN := $(HARDEN)
 
-ALL_CF    = -std=c17 -D_GNU_SOURCE -I. $(WARN) $(OPT) $(HARDEN) -g -fno-math-errno -fno-trapping-math \
+ALL_CF    = -std=c17 -D_GNU_SOURCE -I. $(WARN) $(OPT) $(HARDEN) -g -fno-omit-frame-pointer -fno-math-errno -fno-trapping-math \
             -ffp-contract=off -fPIC -fvisibility=hidden $(OMP_CF) $(SAN) $(LIB_CF) $(CFLAGS) \
             $(LEVEL_CF) $(if $(EMULATE),-DDSV4_EMULATE -Itests -Wno-psabi)
 ALL_LD    = $(OPT) $(SAN) $(LDFLAGS) $(SAFE_LD)
