@@ -94,9 +94,14 @@ enum { FOUR = 4 };
 typedef float values __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t bits __attribute__((vector_size(16), aligned(4), may_alias));
 
-static inline values *four(struct side *s, size_t j)
+static inline values four(const struct side *s, size_t j)
 {
-    return (values *)(s->at + j);
+    return *(const values *)(s->at + j);
+}
+
+static inline void put_four(struct side *s, size_t j, values v)
+{
+    *(values *)(s->at + j) = v;
 }
 
 static inline values pick(bits where, values a, values b)
@@ -115,20 +120,20 @@ static void try_at(struct best *b, const struct trial *t, const struct side *inv
     struct fit f;
     fit_at(&f, t, inverse);
     for (size_t j = 0; j < PANEL; j += FOUR) {
-        values xq = *four(&f.xq, j), qq = *four(&f.qq, j), *most = four(&b->gain, j);
+        values xq = four(&f.xq, j), qq = four(&f.qq, j), most = four(&b->gain, j);
         values scale = pick(qq > 0, xq / qq, (values){0}), gain = xq * scale;
-        bits better = gain > *most;
-        *most = pick(better, gain, *most);
-        *four(&b->scale, j) = pick(better, scale, *four(&b->scale, j));
+        bits better = gain > most;
+        put_four(&b->gain, j, pick(better, gain, most));
+        put_four(&b->scale, j, pick(better, scale, four(&b->scale, j)));
     }
 }
 
 /* what / x, and 0 where x is next to nothing. */
-static void over(struct side *out, float what, struct side *x)
+static void over(struct side *out, float what, const struct side *x)
 {
     for (size_t j = 0; j < PANEL; j += FOUR) {
-        values v = *four(x, j), size = (values)((bits)v & INT32_MAX);
-        *four(out, j) = pick(size < TINY, (values){0}, what / v);
+        values v = four(x, j), size = (values)((bits)v & INT32_MAX);
+        put_four(out, j, pick(size < TINY, (values){0}, what / v));
     }
 }
 
@@ -162,7 +167,7 @@ static void try_powers(struct best *b, const struct trial *t, const struct side 
     try_at(b, t, &inverse);
 }
 
-static void search(struct best *b, const struct trial *t, struct side *most)
+static void search(struct best *b, const struct trial *t, const struct side *most)
 {
     const struct grid *l = t->l;
     bool fine =
@@ -186,13 +191,13 @@ static void search(struct best *b, const struct trial *t, struct side *most)
 static void largest(struct side *most, const struct side *x)
 {
     for (size_t j = 0; j < PANEL; j += FOUR) {
-        values least = *(const values *)(x[0].at + j), greatest = least;
+        values least = four(&x[0], j), greatest = least;
         for (size_t i = 1; i < GROUP; i++) {
-            values v = *(const values *)(x[i].at + j);
+            values v = four(&x[i], j);
             least = pick(v < least, v, least);
             greatest = pick(v > greatest, v, greatest);
         }
-        *four(most, j) = pick(greatest > -least, greatest, least);
+        put_four(most, j, pick(greatest > -least, greatest, least));
     }
 }
 

@@ -44,8 +44,12 @@ def line(what, got, target, unit="%", scale=100, most=False):
           f"{'' if meets else '   missed'}", flush=True)
 
 
+def of(values):
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
 def one(value):
-    return {"min": value, "median": value, "max": value}
+    return of([value])
 
 
 def case(run, kind, rows, depth=0):
@@ -138,10 +142,6 @@ def start(model):
     if status != 0:
         sys.exit(1)
     return time.monotonic() - begin, usage.ru_maxrss * 1024
-
-
-def of(values):
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def loading(directory):

@@ -262,7 +262,7 @@ START_TEST(outputs_appear_whole)
     snprintf(path, sizeof path, "%s/out", dir);
     OK(sink_open(&s, path, &err));
     OK(sink_write(&s, "half", 4, &err));
-    OK(sink_close(&s, false, &err)); /* taken back */
+    ck_assert_int_eq(sink_close(&s, DSV4_INTERRUPTED, &err), DSV4_INTERRUPTED); /* taken back */
     ck_assert_uint_eq(entries(dir), 0);
     OK(sink_file(path, "whole", 5, &err));
     OK(file_read(path, 100, &text, &len, &err));

@@ -442,17 +442,13 @@ static int write_logits(struct program *p, dsv4_engine *e, const int32_t *ids, s
 {
     struct feeder f;
     struct logits l = {.term = &p->term, .n = n, .width = dsv4_engine_vocab(e)};
-    dsv4_err later;
     double begin = clock_seconds();
     TRY(fits(p, e, n, "a list", err));
     TRY(feeder_open(&f, p, e, err));
     f.step = rows_in_memory(e);
     int rc = sink_open(&l.sink, p->a.out ? p->a.out : "-", err);
-    if (rc == 0) {
-        rc = feed(&f, ids, n, write_rows, &l, err);
-        int closed = sink_close(&l.sink, rc == 0, rc == 0 ? err : &later);
-        rc = rc != 0 ? rc : closed;
-    }
+    if (rc == 0)
+        rc = sink_close(&l.sink, feed(&f, ids, n, write_rows, &l, err), err);
     status_clear(&p->term);
     feeder_close(&f);
     if (rc == 0)

@@ -188,73 +188,62 @@ static int resolve(const char *path, char **out, dsv4_err *err)
     return 0;
 }
 
-static int open_aside(struct sink *s, dsv4_err *err)
+/* Written aside it is private at first; an output is as public as the one before it, or as the user's mask says. */
+static int open_aside(struct sink *s, const char *path, dsv4_err *err)
 {
-    struct bytes b = {0};
-    int rc = bytes_printf(&b, err, "%s.XXXXXX", s->path);
-    if (rc == 0 && (s->fd = mkstemp(b.data)) < 0)
-        rc = err_errno(err, DSV4_FAILED, s->path, "create a file beside it");
-    if (rc != 0) {
-        free(b.data);
-        return rc;
-    }
-    /* mkstemp makes files private; an output is as public as the user's mask says */
+    TRY(file_aside_open(&s->file, path, err));
     mode_t mask = umask(0);
     umask(mask);
     struct stat st;
-    mode_t mode = stat(s->path, &st) == 0 ? st.st_mode & 0777 : 0666 & ~mask;
-    (void)!fchmod(s->fd, mode);
-    s->aside = b.data;
+    mode_t mode = stat(path, &st) == 0 ? st.st_mode & 0777 : 0666 & ~mask;
+    (void)!fchmod(s->file.fd, mode);
     return 0;
+}
+
+/* `real`: where links lead to. A device and the like gets its bytes as they come. */
+static int open_output(struct sink *s, const char *real, const char *path, dsv4_err *err)
+{
+    struct stat st;
+    if (stat(real, &st) != 0 || S_ISREG(st.st_mode) || S_ISDIR(st.st_mode))
+        return open_aside(s, real, err);
+    if (!(s->file.path = strdup(path)))
+        return err_memory(err, strlen(path) + 1, "a path");
+    if ((s->file.fd = open(real, O_WRONLY | O_CLOEXEC | O_NOCTTY)) >= 0)
+        return 0;
+    int rc = err_errno(err, DSV4_FAILED, path, "open");
+    free(s->file.path);
+    return rc;
 }
 
 int sink_open(struct sink *s, const char *path, dsv4_err *err)
 {
-    *s = (struct sink){.fd = -1};
-    struct stat st;
+    *s = (struct sink){.file.fd = -1};
+    char *real = NULL;
     if (!*path)
         return err_set(err, DSV4_USAGE, "the name of the file to write is empty");
     if (strcmp(path, "-") == 0) {
-        s->fd = STDOUT_FILENO;
-        s->path = strdup("standard output");
-        return s->path ? 0 : err_memory(err, 16, "a path");
+        s->file.fd = STDOUT_FILENO;
+        s->file.path = strdup("standard output");
+        return s->file.path ? 0 : err_memory(err, 16, "a path");
     }
-    TRY(resolve(path, &s->path, err));
-    int rc = 0;
-    if (stat(s->path, &st) != 0 || S_ISREG(st.st_mode))
-        rc = open_aside(s, err);
-    else if (S_ISDIR(st.st_mode))
-        rc = err_set(err, DSV4_FAILED, "%s: a directory, not a file", path);
-    else if ((s->fd = open(s->path, O_WRONLY | O_CLOEXEC | O_NOCTTY)) < 0)
-        rc = err_errno(err, DSV4_FAILED, path, "open");
-    if (rc != 0) {
-        free(s->path);
-        *s = (struct sink){.fd = -1};
-    }
+    TRY(resolve(path, &real, err));
+    int rc = open_output(s, real, path, err);
+    free(real);
     return rc;
 }
 
 int sink_write(struct sink *s, const void *data, size_t len, dsv4_err *err)
 {
-    return file_write_all(s->fd, s->path, data, len, err);
+    return file_write_all(s->file.fd, s->file.path, data, len, err);
 }
 
-int sink_close(struct sink *s, bool keep, dsv4_err *err)
+int sink_close(struct sink *s, int rc, dsv4_err *err)
 {
-    int rc = 0;
-    if (s->fd < 0)
-        return 0;
-    if (s->aside && keep && fsync(s->fd) != 0)
-        rc = err_errno(err, DSV4_FAILED, s->path, "sync");
-    if (s->fd != STDOUT_FILENO && close(s->fd) != 0 && rc == 0 && keep)
-        rc = err_errno(err, DSV4_FAILED, s->path, "close");
-    if (s->aside && keep && rc == 0 && rename(s->aside, s->path) != 0)
-        rc = err_errno(err, DSV4_FAILED, s->path, "rename into place");
-    if (s->aside && (!keep || rc != 0))
-        unlink(s->aside);
-    free(s->aside);
-    free(s->path);
-    *s = (struct sink){.fd = -1};
+    if (s->file.aside)
+        return file_aside_close(&s->file, rc, err);
+    if (s->file.fd != STDOUT_FILENO && close(s->file.fd) != 0 && rc == 0)
+        rc = err_errno(err, DSV4_FAILED, s->file.path, "close");
+    free(s->file.path);
     return rc;
 }
 
@@ -262,10 +251,7 @@ int sink_file(const char *path, const void *data, size_t len, dsv4_err *err)
 {
     struct sink s;
     TRY(sink_open(&s, path, err));
-    int rc = sink_write(&s, data, len, err);
-    dsv4_err later;
-    int closed = sink_close(&s, rc == 0, rc == 0 ? err : &later);
-    return rc != 0 ? rc : closed;
+    return sink_close(&s, sink_write(&s, data, len, err), err);
 }
 
 /* ------------------------------------------------------------------ JSON */

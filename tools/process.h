@@ -6,8 +6,8 @@
 #include "tools.h"
 
 /* First of all in main(): standard descriptors that are closed are filled, as many may be open as the system
- * allows, a file of the model that shrinks under us ends the process with a message, broken pipes and size limits become errors of write(2), and `t`
- * is opened. `program` names the process in its messages and must stay. */
+ * allows, a file of the model that shrinks under us ends the process with a message, broken pipes and size
+ * limits become errors of write(2), and `t` is opened. `program` names the process in its messages and must stay. */
 void process_begin(struct terminal *t, const char *program);
 
 /* Takes the command's name out of argv[0..*argc): its number; -1 when none stands there, and the default

@@ -192,13 +192,12 @@ int chunks_parse(const char *text, size_t **chunk, size_t *n, dsv4_err *err);
 /* A file being written: aside and renamed when it is complete if it is a regular one, directly for
  * devices and pipes ("-": standard output). */
 struct sink {
-    int fd;
-    char *path, *aside; /* aside NULL: written directly */
+    struct file_aside file; /* aside NULL: written directly */
 };
 int sink_open(struct sink *s, const char *path, dsv4_err *err);
 int sink_write(struct sink *s, const void *data, size_t len, dsv4_err *err);
-/* Completes (`keep`) or takes back; closes. */
-int sink_close(struct sink *s, bool keep, dsv4_err *err);
+/* rc: of the writing. Completes, or takes back what was written aside; closes. Returns the first failure. */
+int sink_close(struct sink *s, int rc, dsv4_err *err);
 /* All of it at once. */
 int sink_file(const char *path, const void *data, size_t len, dsv4_err *err);
 

@@ -72,8 +72,8 @@ static void work(const struct lane *l, void *arg)
     struct seat *seat = &r->seat[l->id];
     dsv4_err err;
     while (!atomic_load(&r->stop)) {
-        atomic_store(&seat->at,
-                     atomic_load(&r->next)); /* whatever is taken now is not before this */
+        /* whatever is taken now is not before this */
+        atomic_store(&seat->at, atomic_load(&r->next));
         uint64_t piece = atomic_fetch_add(&r->next, 1);
         if (piece >= r->pieces)
             break;

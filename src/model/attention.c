@@ -208,7 +208,7 @@ static void attend_heads(const struct lane *l, struct batch *b, const struct lay
         sel = b->sel + row * c->index_topk;
         n = b->n_sel[row];
     }
-    memset(a.o, 0, a.heads * c->head_dim * sizeof *a.o);
+    memset(o, 0, a.heads * c->head_dim * sizeof *o);
     for (size_t h = 0; h < a.heads; h++) { /* the sink: a logit without a value */
         if (!b->tap)
             finish_query(b, L, q + h * c->head_dim, row);

@@ -73,7 +73,7 @@ static uint64_t scratch_floats(const struct config *c)
 
 static uint64_t shared_bytes(const struct taker *t)
 {
-    return max4(t->bytes[ATTENTION], t->bytes[EXPERTS], t->bytes[ENGRAM], 0);
+    return max2(max2(t->bytes[ATTENTION], t->bytes[EXPERTS]), t->bytes[ENGRAM]);
 }
 
 /* ORDER ACTS */

@@ -271,13 +271,11 @@ int dsv4_calibrate(dsv4_engine *e, const int32_t *ids, size_t n, const char *fil
     if (!e->cp.store)
         return err_set(err, DSV4_USAGE, "a synthetic engine has nothing to calibrate");
     struct file_aside f; /* opened first: a path that is none is known before the work */
-    dsv4_err later;
     TRY(file_aside_open(&f, file, err));
-    int rc = gather(e, ids, n, &f, opt, json, err);
-    int closed = file_aside_close(&f, rc == 0, rc == 0 ? err : &later);
-    if (rc == 0 && closed != 0) {
+    int rc = file_aside_close(&f, gather(e, ids, n, &f, opt, json, err), err);
+    if (rc != 0) {
         dsv4_free(*json);
         *json = NULL;
     }
-    return rc != 0 ? rc : closed;
+    return rc;
 }

@@ -341,11 +341,8 @@ int dsv4_sensitivity(dsv4_engine *e, const int32_t *ids, size_t n, const char *f
         return err_set(err, DSV4_USAGE, "type \"%.40s\"; there are q8, q4, q4nl, q3, q2",
                        opt->type);
     struct file_aside f; /* opened first: a path that is none is known before the work */
-    dsv4_err later;
     TRY(file_aside_open(&f, file, err));
-    int rc = measure(&t, &f, json, err);
-    int closed = file_aside_close(&f, rc == 0, rc == 0 ? err : &later);
-    rc = rc != 0 ? rc : closed;
+    int rc = file_aside_close(&f, measure(&t, &f, json, err), err);
     if (rc != 0) {
         dsv4_free(*json);
         *json = NULL;

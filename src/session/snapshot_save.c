@@ -98,16 +98,12 @@ static int write_all(struct writer *w, const dsv4_seq *s)
 int dsv4_seq_save(const dsv4_seq *s, const char *file, dsv4_err *err)
 {
     struct writer w = {.err = err};
-    dsv4_err later;
     TRY(mem_alloc(&w.buffer, BUFFER, 1, "a buffer", err));
     int rc = 0;
     if (!(w.hash = XXH3_createState()))
         rc = err_memory(err, BUFFER, "a checksum");
-    if (rc == 0 && (rc = file_aside_open(&w.file, file, err)) == 0) {
-        rc = write_all(&w, s);
-        int closed = file_aside_close(&w.file, rc == 0, rc == 0 ? err : &later);
-        rc = rc != 0 ? rc : closed;
-    }
+    if (rc == 0 && (rc = file_aside_open(&w.file, file, err)) == 0)
+        rc = file_aside_close(&w.file, write_all(&w, s), err);
     XXH3_freeState(w.hash);
     free(w.buffer);
     return rc;

@@ -236,16 +236,15 @@ int file_aside_open(struct file_aside *f, const char *path, dsv4_err *err)
     return 0;
 }
 
-int file_aside_close(struct file_aside *f, bool keep, dsv4_err *err)
+int file_aside_close(struct file_aside *f, int rc, dsv4_err *err)
 {
-    int rc = 0;
-    if (keep && fsync(f->fd) != 0)
+    if (rc == 0 && fsync(f->fd) != 0)
         rc = err_errno(err, DSV4_FAILED, f->path, "sync");
-    if (close(f->fd) != 0 && keep && rc == 0)
+    if (close(f->fd) != 0 && rc == 0)
         rc = err_errno(err, DSV4_FAILED, f->path, "close");
-    if (keep && rc == 0 && rename(f->aside, f->path) != 0)
+    if (rc == 0 && rename(f->aside, f->path) != 0)
         rc = err_errno(err, DSV4_FAILED, f->path, "rename into place");
-    if (!keep || rc != 0)
+    if (rc != 0)
         unlink(f->aside);
     else
         file_sync_directory_of(f->path);
@@ -257,11 +256,8 @@ int file_aside_close(struct file_aside *f, bool keep, dsv4_err *err)
 int file_write_atomic(const char *path, const void *data, size_t len, dsv4_err *err)
 {
     struct file_aside f;
-    dsv4_err later;
     TRY(file_aside_open(&f, path, err));
-    int rc = file_write_all(f.fd, path, data, len, err);
-    int closed = file_aside_close(&f, rc == 0, rc == 0 ? err : &later);
-    return rc != 0 ? rc : closed;
+    return file_aside_close(&f, file_write_all(f.fd, path, data, len, err), err);
 }
 
 double clock_seconds(void)

@@ -129,8 +129,8 @@ struct file_aside {
 };
 /* Refuses what is not file_replaceable(). To be opened before long work that it is for. */
 int file_aside_open(struct file_aside *f, const char *path, dsv4_err *err);
-/* `keep`: syncs and renames; otherwise, and when that fails, nothing is left. */
-int file_aside_close(struct file_aside *f, bool keep, dsv4_err *err);
+/* rc: of the writing. 0: syncs and renames; otherwise, and when that fails, nothing is left. Returns the first failure. */
+int file_aside_close(struct file_aside *f, int rc, dsv4_err *err);
 
 /* write(2) until all is written or an error is met (EINTR and short writes handled). */
 int file_write_all(int fd, const char *shown, const void *data, size_t len, dsv4_err *err);
