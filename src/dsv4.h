@@ -471,7 +471,9 @@ typedef struct dsv4_convert_options {
     uint32_t threads; /* default: one for each core */
     bool gguf; /* dst becomes a GGUF file for llama.cpp (docs/gguf.md) instead of a directory */
     bool allow_nan; /* NaN and infinite weights become 0; otherwise they are refused */
-    bool restart;   /* forgets what an interrupted conversion has done already */
+    uint64_t *
+        zeroed; /* set to how many did, by this call, not by the one that it goes on from; or NULL */
+    bool restart; /* forgets what an interrupted conversion has done already */
     dsv4_progress_fn progress;
     void *progress_arg;
 } dsv4_convert_options;

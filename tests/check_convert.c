@@ -435,8 +435,11 @@ START_TEST(weights_that_are_no_numbers)
     if (scale)
         strcpy(scale, ".weight"); /* the matrix is named */
     refuse(in_tmp("bad"), in_tmp("out"), &o, DSV4_REFUSED, matrix);
+    uint64_t zeroed = 0;
     o.allow_nan = true;
+    o.zeroed = &zeroed;
     OK(dsv4_convert(in_tmp("bad"), in_tmp("out"), &o, &err));
+    ck_assert_uint_eq(zeroed, 1);
     OK(dsv4_convert(in_tmp("out"), in_tmp("again"), NULL, &err)); /* none is left */
 }
 END_TEST

@@ -231,6 +231,7 @@ EOF
     run 3 "$Q" -q "$T/nan.gguf" "$T/nan"
     says err 'blk.1.attn_kv.weight holds a NaN or an infinity'
     run 0 "$Q" -q --allow-nan "$T/nan.gguf" "$T/nan"
+    says err '[0-9]+ weights were NaN or infinite and are 0 now'
     run 0 "$D" -m "$T/nan" --greedy -n 2 --ctx 512 x
     rm -rf "$T/nan"
 done

@@ -280,9 +280,15 @@ static int dry_run_as(struct program *p, const char *as, const dsv4_convert_opti
 static int convert(struct program *p, const char *src, const char *dst,
                    const dsv4_convert_options *o, struct watch *w, dsv4_err *err)
 {
+    uint64_t zeroed = 0;
+    dsv4_convert_options counting = *o;
+    counting.zeroed = &zeroed;
     w->begin = clock_seconds();
-    int rc = dsv4_convert(src, dst, o, err);
+    int rc = dsv4_convert(src, dst, &counting, err);
     status_clear(&p->term);
+    if (zeroed > 0)
+        complain(&p->term, "%llu weights were NaN or infinite and are 0 now",
+                 (unsigned long long)zeroed);
     TRY(rc);
     if (!p->term.quiet)
         stream_printf(&p->term.err, "%s in %.1f s\n", dst, clock_seconds() - w->begin);

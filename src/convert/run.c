@@ -157,6 +157,8 @@ int convert_run(struct output *o, const dsv4_convert_options *opt, int lanes, ds
         rc = run_shard(&r, err);
     if (rc == 0 && opt->progress)
         opt->progress(opt->progress_arg, o->plan->bytes, o->plan->bytes);
+    if (opt->zeroed)
+        *opt->zeroed = r.m.zeroed;
     close_seats(&r, lanes);
     pool_close(r.pool);
     return rc;
