@@ -12,7 +12,8 @@ enum {
     CHUNK = 48,      /* rows of x that use a tile before the next one replaces it */
     TILE_GROUPS = 8, /* 16 KB */
     CHAIN = GROUP / 2,
-    HALF = PANEL / 2, /* rows of a register */
+    HALF = PANEL / 2,       /* rows of a register */
+    BF16_PAIRS = 4 * PANEL, /* bytes: two columns of a panel */
 };
 
 /* What is multiplied with scales: each chain of a group; both together; both of a block of E4M3; nothing. */
@@ -28,9 +29,16 @@ struct sums {
     _Alignas(32) float chain[2][PANEL], total[2][PANEL];
 };
 
+/* Groups g .. g + n of a panel, what a tile holds. */
+struct piece {
+    size_t panel, g, n;
+    const uint8_t *codes;
+};
+
 /* Groups g .. g + n of a tile, under one scale or, BF16, none. */
 struct stretch {
     const struct tile *t;
+    const uint8_t *codes; /* BF16: of the tile's first group, instead of a tile */
     size_t g, n;
     bool shut; /* the scale's last groups */
 };
@@ -60,6 +68,21 @@ INLINE_AVX2 void add_chain(struct sums *s, __m256 acc, const float *scale, int c
     _mm256_store_ps(total, _mm256_fmadd_ps(acc, _mm256_load_ps(scale + at), _mm256_load_ps(total)));
 }
 
+/* The next weights of chain c: of a tile, or BF16's codes. One instruction makes floats of those, which six rows hide. */
+INLINE_AVX2 void weights(__m256 w[2], const float *tile, const uint8_t *codes, int c,
+                         enum close close)
+{
+    const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
+    for (int h = 0; h < 2; h++) {
+        if (close != NEVER) {
+            w[h] = _mm256_load_ps(tile + HALF * h);
+            continue;
+        }
+        __m256i v = _mm256_load_si256((const __m256i *)(codes + BF16_PAIRS / 2 * h));
+        w[h] = _mm256_castsi256_ps(c == 0 ? _mm256_slli_epi32(v, 16) : _mm256_and_si256(v, high));
+    }
+}
+
 /* Chain c of the stretch: a register of x, two of weights, the rest sums. */
 INLINE_AVX2 void run_chain(struct sums *s, const float *const x[], int m, const struct stretch *k,
                            int c, struct order o, enum close close)
@@ -71,16 +94,18 @@ INLINE_AVX2 void run_chain(struct sums *s, const float *const x[], int m, const 
         for (int h = 0; h < 2; h++)
             acc[i][h] = fresh ? _mm256_setzero_ps() : _mm256_load_ps(s[i].chain[c] + HALF * h);
     for (size_t g = k->g; g < k->g + (fresh ? 1 : k->n); g++) {
-        const float *w = k->t->w[g][c][0];
+        const float *tile = k->t->w[g][c][0];
+        const uint8_t *codes = k->codes + g * CHAIN * BF16_PAIRS;
         for (size_t b = g * GROUP; b < (g + 1) * GROUP; b += 8) {
             UNROLL_AVX2(4)
-            for (int j = 0; j < 4; j++, w += PANEL) {
-                __m256 w0 = _mm256_load_ps(w), w1 = _mm256_load_ps(w + HALF);
+            for (int j = 0; j < 4; j++, tile += PANEL, codes += BF16_PAIRS) {
+                __m256 w[2];
+                weights(w, tile, codes, c, close);
                 UNROLL_AVX2(6)
                 for (int i = 0; i < m; i++) {
                     __m256 v = _mm256_broadcast_ss(x[i] + b + o.col[c][j]);
-                    acc[i][0] = _mm256_fmadd_ps(v, w0, acc[i][0]);
-                    acc[i][1] = _mm256_fmadd_ps(v, w1, acc[i][1]);
+                    acc[i][0] = _mm256_fmadd_ps(v, w[0], acc[i][0]);
+                    acc[i][1] = _mm256_fmadd_ps(v, w[1], acc[i][1]);
                     HERE_AVX2(acc[i][0]);
                     HERE_AVX2(acc[i][1]);
                 }
@@ -149,18 +174,6 @@ INLINE_AVX2 void put(float w[CHAIN][PANEL], int i, int h, __m256 v)
     _mm256_store_ps(w[i] + HALF * h, v);
 }
 
-static void fill_bf16(struct tile *t, const uint8_t *p, size_t groups)
-{
-    const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
-    for (size_t g = 0; g < groups; g++)
-        for (int u = 0; u < CHAIN; u++)
-            for (int h = 0; h < 2; h++, p += 32) {
-                __m256i v = _mm256_load_si256((const __m256i *)p);
-                put(t->w[g][0], u, h, _mm256_castsi256_ps(_mm256_slli_epi32(v, 16)));
-                put(t->w[g][1], u, h, _mm256_castsi256_ps(_mm256_and_si256(v, high)));
-            }
-}
-
 static void fill_e4m3(struct tile *t, const uint8_t *p, size_t groups)
 {
     const __m256 up = _mm256_set1_ps(E4M3_UP);
@@ -227,18 +240,17 @@ static void fill_scales(struct tile *t, const struct wmat *w, size_t panel, size
 }
 
 static void fill_tile(struct tile *t, const struct wmat *w, const struct tables *table,
-                      size_t panel, size_t g0, size_t groups)
+                      const struct piece *k)
 {
-    const uint8_t *p = w->codes + panel * w->code_ld + g0 * wformat_group_bytes(w->format);
     switch (w->format) {
-    case W_BF16: fill_bf16(t, p, groups); return;
-    case W_E4M3: fill_e4m3(t, p, groups); break;
-    case W_Q8: fill_q8(t, p, groups); break;
-    case W_Q3: fill_small(t, p, table, groups, W_Q3); break;
-    case W_Q2: fill_small(t, p, table, groups, W_Q2); break;
-    default: fill_small(t, p, table, groups, W_Q4); break;
+    case W_BF16: return;
+    case W_E4M3: fill_e4m3(t, k->codes, k->n); break;
+    case W_Q8: fill_q8(t, k->codes, k->n); break;
+    case W_Q3: fill_small(t, k->codes, table, k->n, W_Q3); break;
+    case W_Q2: fill_small(t, k->codes, table, k->n, W_Q2); break;
+    default: fill_small(t, k->codes, table, k->n, W_Q4); break;
     }
-    fill_scales(t, w, panel, g0, groups);
+    fill_scales(t, w, k->panel, k->g, k->n);
 }
 
 /* ------------------------------------------------------------------ a panel */
@@ -247,7 +259,7 @@ static void fill_tile(struct tile *t, const struct wmat *w, const struct tables 
 static size_t stretch_groups(const struct wmat *w)
 {
     switch (w->format) {
-    case W_BF16: return w->cols / GROUP;
+    case W_BF16: return 2; /* so that run_tile asks for little at once */
     case W_E4M3: return w->block_cols / GROUP;
     default: return 1;
     }
@@ -264,24 +276,32 @@ static rows_kernel *const *kernels_of(enum wformat f)
 }
 
 /* All rows with one tile, stretch by stretch; six rows with the whole tile before the next six, since columns of
- * many rows fall into the same lines of the cache. x: columns of the tile. */
+ * many rows fall into the same lines of the cache. x: columns of the tile. ask: brings the codes behind those of
+ * this tile nearer. */
 static void run_tile(struct sums *sums, const float *const x[], size_t m, const struct wmat *w,
-                     const struct tile *t, size_t g0, size_t groups)
+                     const struct tile *t, const struct piece *p, bool ask)
 {
     rows_kernel *const *kernel = kernels_of(w->format);
-    const size_t per = stretch_groups(w), last = g0 + groups;
+    const size_t per = stretch_groups(w), last = p->g + p->n;
     struct stretch k[TILE_GROUPS];
     size_t n = 0;
-    for (size_t g = g0; g < last; n++) {
+    for (size_t g = p->g; g < last; n++) {
         size_t next = g - g % per + per;
         bool shut = next <= last || last == w->cols / GROUP;
         next = next < last ? next : last;
-        k[n] = (struct stretch){t, g - g0, next - g, shut};
+        k[n] = (struct stretch){t, p->codes, g - p->g, next - g, shut};
         g = next;
     }
+    const size_t bytes = p->n * wformat_group_bytes(w->format);
+    const size_t calls = (m + ROWS - 1) / ROWS * n;
+    const size_t share = ask ? (bytes / calls + 63) / 64 * 64 : 0;
+    const uint8_t *ahead = p->codes + bytes;
     for (size_t i = 0; i < m; i += ROWS)
-        for (size_t j = 0; j < n; j++)
+        for (size_t j = 0; j < n; j++) {
+            for (size_t a = 0; a < share; a += 64, ahead += 64)
+                _mm_prefetch((const char *)ahead, _MM_HINT_T1);
             kernel[(m - i < ROWS ? m - i : ROWS) - 1](sums + i, x + i, &k[j]);
+        }
 }
 
 /* The chains without scales, or their totals: both together, or each for itself. */
@@ -314,11 +334,13 @@ void matmul_many_avx2(float *y, size_t ldy, const float *x, size_t ldx, const ui
             for (size_t k = 0; k < n; k++)
                 sums[k] = (struct sums){0};
             for (size_t g = 0; g < groups; g += TILE_GROUPS) {
-                size_t some = groups - g < TILE_GROUPS ? groups - g : TILE_GROUPS;
-                fill_tile(&t, w, &table, r / PANEL, g, some);
+                struct piece p = {.panel = r / PANEL, .g = g};
+                p.n = groups - g < TILE_GROUPS ? groups - g : TILE_GROUPS;
+                p.codes = w->codes + p.panel * w->code_ld + g * wformat_group_bytes(w->format);
+                fill_tile(&t, w, &table, &p);
                 for (size_t k = 0; k < n; k++)
                     row[k] = x + (pick ? pick[i + k] : i + k) * ldx + g * GROUP;
-                run_tile(sums, row, n, w, &t, g, some);
+                run_tile(sums, row, n, w, &t, &p, i == 0);
             }
             for (size_t k = 0; k < n; k++)
                 store_sums(y + (i + k) * ldy + r, &sums[k], w->format,
