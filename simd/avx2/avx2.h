@@ -92,6 +92,13 @@ INLINE_AVX2 void e4m3_columns(__m256 w[4], __m256i v)
     w[3] = _mm256_castsi256_ps(_mm256_and_si256(odd, bits));
 }
 
+/* Two columns of 8 rows, from a word of two bf16 each. */
+INLINE_AVX2 void bf16_columns(__m256 w[2], __m256i v)
+{
+    w[0] = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+    w[1] = _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000u)));
+}
+
 /* Byte b of each word as a float. */
 INLINE_AVX2 __m256 int8_float(__m256i v, int b)
 {

@@ -122,24 +122,20 @@ INLINE_AVX2 void panel_bf16(const struct job *j, int m)
 {
     const struct wmat *w = j->w;
     const uint8_t *p = w->codes + j->panel * w->code_ld;
-    const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
     __m256 acc[MAX_ROWS][2][2];
     for (int i = 0; i < m; i++)
         acc[i][0][0] = acc[i][0][1] = acc[i][1][0] = acc[i][1][1] = _mm256_setzero_ps();
     for (size_t c = 0; c < w->cols; c += 2, p += 64) {
-        __m256i v0 = _mm256_load_si256((const __m256i *)p);
-        __m256i v1 = _mm256_load_si256((const __m256i *)(p + 32));
-        __m256 a0 = _mm256_castsi256_ps(_mm256_slli_epi32(v0, 16));
-        __m256 a1 = _mm256_castsi256_ps(_mm256_slli_epi32(v1, 16));
-        __m256 b0 = _mm256_castsi256_ps(_mm256_and_si256(v0, high));
-        __m256 b1 = _mm256_castsi256_ps(_mm256_and_si256(v1, high));
+        __m256 lo[2], hi[2];
+        bf16_columns(lo, _mm256_load_si256((const __m256i *)p));
+        bf16_columns(hi, _mm256_load_si256((const __m256i *)(p + 32)));
         for (int i = 0; i < m; i++) {
             __m256 even = _mm256_broadcast_ss(j->x[i] + c);
             __m256 odd = _mm256_broadcast_ss(j->x[i] + c + 1);
-            acc[i][0][0] = _mm256_fmadd_ps(even, a0, acc[i][0][0]);
-            acc[i][0][1] = _mm256_fmadd_ps(even, a1, acc[i][0][1]);
-            acc[i][1][0] = _mm256_fmadd_ps(odd, b0, acc[i][1][0]);
-            acc[i][1][1] = _mm256_fmadd_ps(odd, b1, acc[i][1][1]);
+            acc[i][0][0] = _mm256_fmadd_ps(even, lo[0], acc[i][0][0]);
+            acc[i][0][1] = _mm256_fmadd_ps(even, hi[0], acc[i][0][1]);
+            acc[i][1][0] = _mm256_fmadd_ps(odd, lo[1], acc[i][1][0]);
+            acc[i][1][1] = _mm256_fmadd_ps(odd, hi[1], acc[i][1][1]);
         }
         prefetch_avx2(p);
     }
@@ -237,20 +233,17 @@ INLINE_AVX2 void octet_pairs(__m256 pair[4], const float *x)
 INLINE_AVX2 void small_unit(__m256 acc[][4], int m, int half, const struct job *j, __m256i index,
                             int odd, __m256 pair[][4], enum wformat f)
 {
-    const __m256i top = _mm256_set1_epi32((int)0xffff0000u);
     const int at = 2 * odd, table = f == W_Q2 ? odd : 0;
     __m256i h = _mm256_shuffle_epi8(table_avx2(j->table->high.of[table]), index);
     __m256i l = _mm256_shuffle_epi8(table_avx2(j->table->low.of[table]), index);
-    __m256i a = _mm256_unpacklo_epi8(l, h), b = _mm256_unpackhi_epi8(l, h);
-    __m256 a0 = _mm256_castsi256_ps(_mm256_slli_epi32(a, 16));
-    __m256 a1 = _mm256_castsi256_ps(_mm256_and_si256(a, top));
-    __m256 b0 = _mm256_castsi256_ps(_mm256_slli_epi32(b, 16));
-    __m256 b1 = _mm256_castsi256_ps(_mm256_and_si256(b, top));
+    __m256 a[2], b[2];
+    bf16_columns(a, _mm256_unpacklo_epi8(l, h));
+    bf16_columns(b, _mm256_unpackhi_epi8(l, h));
     for (int i = 0; i < m; i++) {
-        acc[i][half] = _mm256_fmadd_ps(pair[i][at], a0, acc[i][half]);
-        acc[i][half + 1] = _mm256_fmadd_ps(pair[i][at], b0, acc[i][half + 1]);
-        acc[i][half] = _mm256_fmadd_ps(pair[i][at + 1], a1, acc[i][half]);
-        acc[i][half + 1] = _mm256_fmadd_ps(pair[i][at + 1], b1, acc[i][half + 1]);
+        acc[i][half] = _mm256_fmadd_ps(pair[i][at], a[0], acc[i][half]);
+        acc[i][half + 1] = _mm256_fmadd_ps(pair[i][at], b[0], acc[i][half + 1]);
+        acc[i][half] = _mm256_fmadd_ps(pair[i][at + 1], a[1], acc[i][half]);
+        acc[i][half + 1] = _mm256_fmadd_ps(pair[i][at + 1], b[1], acc[i][half + 1]);
     }
 }
 

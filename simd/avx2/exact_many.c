@@ -1,4 +1,5 @@
 /* Exact products of panels with many rows: a slice of a panel becomes floats in L1 once, and all rows use it.
+ * BF16 goes without: one instruction makes floats of it where they are used, which six rows hide.
  *
  * The order of additions is that of exact.c, so that a row's bits do not depend on its company. There every
  * output is two chains of additions; a chain takes every second column, in an order by format. Here the
@@ -68,18 +69,18 @@ INLINE_AVX2 void add_chain(struct sums *s, __m256 acc, const float *scale, int c
     _mm256_store_ps(total, _mm256_fmadd_ps(acc, _mm256_load_ps(scale + at), _mm256_load_ps(total)));
 }
 
-/* The next weights of chain c: of a tile, or BF16's codes. One instruction makes floats of those, which six rows hide. */
+/* The next weights of chain c: of a tile, or BF16's codes. */
 INLINE_AVX2 void weights(__m256 w[2], const float *tile, const uint8_t *codes, int c,
                          enum close close)
 {
-    const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
     for (int h = 0; h < 2; h++) {
+        __m256 both[2];
         if (close != NEVER) {
             w[h] = _mm256_load_ps(tile + HALF * h);
             continue;
         }
-        __m256i v = _mm256_load_si256((const __m256i *)(codes + BF16_PAIRS / 2 * h));
-        w[h] = _mm256_castsi256_ps(c == 0 ? _mm256_slli_epi32(v, 16) : _mm256_and_si256(v, high));
+        bf16_columns(both, _mm256_load_si256((const __m256i *)(codes + BF16_PAIRS / 2 * h)));
+        w[h] = both[c];
     }
 }
 
